@@ -1,0 +1,187 @@
+//! Effects on this Linux host, one file per tool or kernel interface.
+//!
+//! The engine needs only [`Host`]: observe, then apply one [`HostOp`], then observe again.
+//! [`LinuxHost`] is the real one. Nothing in here decides what is right to do; that is the plan's job.
+
+use std::{future::Future, path::PathBuf};
+
+use tokio::sync::watch;
+
+use crate::model::{
+    Chap, Connector, Contents, DeviceName, Filesystem, Hctl, HostState, Lun, Multipathd, Portal,
+    Target, Wwid,
+};
+
+/// What the engine asks of the node.
+pub trait Host: Send + Sync {
+    /// A counter that moves with every block-device, SCSI or iSCSI event of the kernel or udev.
+    /// Take it before [`Host::observe`], and no change can be missed between the two.
+    fn events(&self) -> watch::Receiver<u64>;
+
+    /// The node's own facts, read anew.
+    fn facts(&self) -> impl Future<Output = Result<NodeFacts, HostError>> + Send;
+
+    /// What the kernel shows now.
+    fn observe(&self) -> impl Future<Output = Result<HostState, HostError>> + Send;
+
+    /// What a device holds; reads it, never writes.
+    fn contents(
+        &self,
+        device: &DeviceName,
+    ) -> impl Future<Output = Result<Contents, HostError>> + Send;
+
+    /// SendTargets discovery: every target and portal that this portal names. Leaves no record behind.
+    fn discover(
+        &self,
+        portal: Portal,
+        chap: Option<&Chap>,
+    ) -> impl Future<Output = Result<Vec<Target>, HostError>> + Send;
+
+    /// Does one thing. Doing it again is harmless, and says [`Applied::unchanged`] where it can tell.
+    fn apply(&self, op: &HostOp) -> impl Future<Output = Result<Applied, HostError>> + Send;
+}
+
+/// Facts of the node that an attach depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// What goes to Cinder; `multipath` in it says that multipathd [`Multipathd::Claims`].
+    pub connector: Connector,
+    /// multipathd's state.
+    pub multipathd: Multipathd,
+    /// Whether iscsid answers on its socket.
+    pub iscsid: bool,
+}
+
+/// One change to the node. Lists are worked on side by side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostOp {
+    /// Write node records (`node.startup=manual`, `node.session.scan=manual`, short login limits),
+    /// with the credentials, which never stand on a command line.
+    WriteNodeRecords {
+        /// For which targets.
+        targets: Vec<Target>,
+        /// CHAP, if the target wants it.
+        chap: Option<Chap>,
+    },
+    /// Log in, to all at once. A portal that doesn't answer is a failure in [`Applied`], not an error.
+    Login {
+        /// To which targets; their node records exist.
+        targets: Vec<Target>,
+    },
+    /// Make the kernel look at exactly one LUN on each of these SCSI hosts.
+    ScanLuns {
+        /// SCSI host and LUN.
+        luns: Vec<(u32, Lun)>,
+    },
+    /// Make the kernel read size and identity (VPD pages) of these disks anew.
+    Rescan {
+        /// Which disks.
+        devices: Vec<Hctl>,
+    },
+    /// Ask multipathd for a map over these disks.
+    AddMap {
+        /// Their identity.
+        wwid: Wwid,
+        /// The disks.
+        devices: Vec<DeviceName>,
+    },
+    /// Flush a map, remove it and take its WWID off multipath's list. Refuses while it is open.
+    RemoveMap {
+        /// Its name.
+        name: String,
+        /// Its identity.
+        wwid: Wwid,
+    },
+    /// Flush disks and delete them from the kernel.
+    DeleteDevices {
+        /// Which; the name and the address must still belong together.
+        devices: Vec<(Hctl, DeviceName)>,
+    },
+    /// Make block devices refuse writes.
+    SetReadOnly {
+        /// Which.
+        devices: Vec<DeviceName>,
+    },
+    /// Make a file system, after seeing once more that the device is blank.
+    Format {
+        /// On which device.
+        device: DeviceName,
+        /// Which.
+        filesystem: Filesystem,
+        /// A format of attachd's own was cut short on this very attachment: the device may hold its remains.
+        resume: bool,
+    },
+    /// Check and, where that is safe (`e2fsck -p`), repair a file system that isn't mounted.
+    CheckFilesystem {
+        /// On which device.
+        device: DeviceName,
+        /// Which.
+        filesystem: Filesystem,
+    },
+    /// Mount.
+    Mount {
+        /// The device.
+        device: DeviceName,
+        /// Its file system.
+        filesystem: Filesystem,
+        /// Where; made if it isn't there.
+        target: PathBuf,
+        /// Refuse writes.
+        read_only: bool,
+        /// Mount options as `mount -o` takes them.
+        options: Vec<String>,
+    },
+    /// Unmount (never lazily, never by force).
+    Unmount {
+        /// Where.
+        target: PathBuf,
+        /// Remove the directory afterwards, if attachd made it and it is empty.
+        remove_directory: bool,
+    },
+    /// Log out of sessions and delete their node records.
+    Logout {
+        /// From which targets.
+        targets: Vec<Target>,
+    },
+}
+
+/// What an operation did.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Whether anything is other than before.
+    pub changed: bool,
+    /// Parts of a list that failed, while the others went on: what, and why.
+    pub failures: Vec<(String, HostError)>,
+}
+
+impl Applied {
+    /// Everything was as asked already.
+    pub fn unchanged() -> Self {
+        Self::default()
+    }
+
+    /// Something was changed, and nothing failed.
+    pub fn changed() -> Self {
+        Self { changed: true, failures: Vec::new() }
+    }
+}
+
+/// The node refused.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// PLACEHOLDER
+    #[error("{0}")]
+    Placeholder(String),
+}
+
+impl HostError {
+    /// The CamelCase word that conditions, events and metrics use.
+    pub fn reason(&self) -> &'static str {
+        "Placeholder"
+    }
+
+    /// When to try again.
+    pub fn retry(&self) -> crate::model::Retry {
+        crate::model::Retry::Backoff
+    }
+}

@@ -1,0 +1,6 @@
+//! attachd attaches OpenStack Cinder volumes to Linux nodes without Nova.
+#![forbid(unsafe_code)]
+
+pub mod cinder;
+pub mod host;
+pub mod model;

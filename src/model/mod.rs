@@ -1,0 +1,29 @@
+//! The vocabulary: plain data that every layer shares. No I/O, no clock, nothing of ours below it.
+//!
+//! A value that exists is valid: text from outside becomes one of these types by parsing, once.
+
+mod connection_info;
+mod connector;
+mod device;
+mod id;
+mod iscsi;
+mod observed;
+mod retry;
+mod secret;
+
+pub use connection_info::{ConnectionInfo, ConnectionInfoError};
+pub use connector::{AccessMode, Connector};
+pub use device::{
+    DeviceName, DeviceNumber, DeviceNumberError, Filesystem, Hctl, HctlError, UnknownFilesystem,
+    Wwid, WwidError,
+};
+pub use id::{AttachmentId, IdError, VolumeId};
+pub use iscsi::{
+    Chap, DEFAULT_ISCSI_PORT, Iqn, IqnError, Lun, Portal, PortalError, Target, TargetPath,
+};
+pub use observed::{
+    Contents, DeviceState, HostState, MapMember, MountEntry, MultipathMap, Multipathd, ScsiDevice,
+    Session, SessionState,
+};
+pub use retry::Retry;
+pub use secret::Secret;
