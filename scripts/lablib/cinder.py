@@ -1,0 +1,176 @@
+"""A real Cinder for the lab: its Python environment, configuration, start and stop."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Dict, List
+
+from lablib import target
+from lablib.block_storage import BlockStorage
+from lablib.cache import artefact, content_key
+from lablib.commands import run, wait_until
+from lablib.errors import LabError
+from lablib.packages import SYSTEM_PYTHON
+from lablib.state import PROJECT_ID, Lab, Settings
+
+PROCESS = "cinder"
+_VERSION = "29.0.0"
+_SERVICE = Path(__file__).parent / "cinder_service"
+_CONSTRAINTS = _SERVICE / "constraints.txt"
+
+_PATHS = ["10.0.2.2", "10.0.3.2"]
+_PATHS_V6 = ["fd00:2::2", "fd00:3::2"]
+DEFAULT_TYPE = "tgt"
+
+
+def install() -> Path:
+    """Return the virtual environment with Cinder in it."""
+
+    def build(directory: Path) -> None:
+        run([SYSTEM_PYTHON, "-m", "venv", directory], timeout=120, nice=True)
+        run([directory / "bin/pip", "install", "--quiet", "--disable-pip-version-check",
+             "--constraint", _CONSTRAINTS, f"cinder=={_VERSION}"], timeout=1800, nice=True)
+
+    python = run([SYSTEM_PYTHON, "--version"], timeout=30)
+    return artefact("cinder", content_key(_VERSION, _CONSTRAINTS, python), build)
+
+
+def database(venv: Path) -> Path:
+    """Return an empty database with Cinder's tables: making them takes longer than all else at the start."""
+
+    def build(directory: Path) -> None:
+        config = directory / "cinder.conf"
+        config.write_text(f"[database]\nconnection = sqlite:///{directory}/cinder.sqlite\n"
+                          f"[DEFAULT]\ntransport_url = fake:/\nstate_path = {directory}\n")
+        run([venv / "bin/python", _SERVICE / "serve.py", "--config-file", config, "--only-database"],
+            timeout=300, nice=True)
+
+    built = artefact("cinder-database", content_key(venv.name, _SERVICE / "serve.py"), build)
+    return built / "cinder.sqlite"
+
+
+def backends(settings: Settings) -> Dict[str, Dict[str, str]]:
+    """Return the options of each back end; a volume type of the same name selects it."""
+
+    def tgt(driver: str, addresses: List[str]) -> Dict[str, str]:
+        return {
+            "volume_driver": f"lab_drivers.{driver}",
+            "target_helper": "tgtadm",
+            "target_protocol": "iscsi",
+            "target_ip_address": addresses[0],
+            "target_secondary_ip_addresses": ",".join(addresses[1:]),
+            "target_port": str(settings.iscsi_port),
+            "report_discard_supported": "true",
+        }
+
+    options = {
+        "tgt": tgt("FileLVMDriver", _PATHS),
+        "tgt-single": tgt("FileLVMDriver", _PATHS[:1]),
+        "tgt-nochap": tgt("FileLVMWithoutChapDriver", _PATHS),
+        "other": tgt("FibreChannelOnlyDriver", _PATHS),
+    }
+    if settings.ipv6:
+        options["tgt-v6"] = tgt("FileLVMDriver", _PATHS_V6)
+    return options
+
+
+def volume_types(settings: Settings) -> Dict[str, Dict[str, str]]:
+    """Return the extra specs of each volume type."""
+    types = {name: {"volume_backend_name": name} for name in backends(settings)}
+    types["multiattach"] = {"volume_backend_name": "tgt", "multiattach": "<is> True"}
+    return types
+
+
+def volumes_dir(lab: Lab) -> Path:
+    """Return where Cinder describes its targets for tgt-admin."""
+    return lab.cinder_dir / "targets"
+
+
+def client(settings: Settings) -> BlockStorage:
+    """Return a client of the lab's Cinder."""
+    return BlockStorage(f"http://127.0.0.1:{settings.cinder_port}", PROJECT_ID)
+
+
+def _write_config(lab: Lab, settings: Settings, venv: Path) -> Path:
+    directory = lab.cinder_dir
+    config = configparser.ConfigParser(interpolation=None)
+    config["DEFAULT"] = {
+        "auth_strategy": "noauth",
+        "transport_url": "fake:/",
+        "api_paste_config": f"{venv}/etc/cinder/api-paste.ini",
+        "resource_query_filters_file": f"{venv}/etc/cinder/resource_filters.json",
+        "rootwrap_config": f"{venv}/etc/cinder/rootwrap.conf",
+        "state_path": str(directory),
+        "my_ip": "127.0.0.1",
+        "host": "lab",
+        "osapi_volume_listen": "127.0.0.1",
+        "osapi_volume_listen_port": str(settings.cinder_port),
+        "osapi_volume_workers": "1",
+        "enabled_backends": ",".join(backends(settings)),
+        "default_volume_type": DEFAULT_TYPE,
+        # The services of one process share a heartbeat: a late one must not count as a dead service.
+        "service_down_time": "315360000",
+    }
+    config["database"] = {"connection": f"sqlite:///{directory}/cinder.sqlite"}
+    config["oslo_concurrency"] = {"lock_path": f"{directory}/locks"}
+    config["coordination"] = {"backend_url": f"file://{directory}/coordination"}
+    for name, options in backends(settings).items():
+        config[name] = {
+            "volume_backend_name": name,
+            # The driver puts "/dev/" before it.
+            "volume_group": os.path.relpath(directory / "volumes", "/dev"),
+            "volumes_dir": str(volumes_dir(lab)),
+            "volume_clear": "none",
+            **options,
+        }
+    path = directory / "cinder.conf"
+    with open(path, "w") as file:
+        config.write(file)
+    return path
+
+
+def start(lab: Lab, settings: Settings) -> None:
+    """Start Cinder and wait until every back end can take a volume."""
+    if lab.processes.find(PROCESS):
+        return
+    venv, tgt = install(), target.install()
+    directory = lab.cinder_dir
+    for name in ("volumes", "targets", "locks", "coordination"):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    if not (directory / "cinder.sqlite").exists():
+        shutil.copyfile(database(venv), directory / "cinder.sqlite")
+    config = _write_config(lab, settings, venv)
+    environment = {**target.environment(lab, tgt), "PYTHONPATH": str(_SERVICE), "PYTHONDONTWRITEBYTECODE": "1"}
+    log = lab.logs / "cinder.log"
+    process = lab.processes.start(
+        PROCESS, [str(venv / "bin/python"), str(_SERVICE / "serve.py"), "--config-file", str(config)],
+        log=log, env=environment)
+
+    api = client(settings)
+    names = set(backends(settings))
+
+    def ready() -> bool:
+        if not process.alive():
+            raise LabError(f"Cinder ended; see {log}")
+        return api.answers() and names <= api.pools()
+
+    wait_until(ready, timeout=240, what=f"Cinder's back ends ({' '.join(sorted(names))}); see {log}")
+    api.ensure_types(volume_types(settings))
+    api.lift_quota()
+
+
+def stop(lab: Lab) -> bool:
+    """Stop Cinder; its volumes, and their targets in tgtd, stay."""
+    return lab.processes.stop(PROCESS)
+
+
+def pause(lab: Lab, paused: bool) -> None:
+    """Freeze Cinder (it accepts connections and answers nothing), or let it go on."""
+    process = lab.processes.find(PROCESS)
+    if process is None:
+        raise LabError("Cinder does not run; start it with: scripts/lab cinder start")
+    process.send(signal.SIGSTOP if paused else signal.SIGCONT)

@@ -1,0 +1,250 @@
+"""The command line of scripts/lab."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any, Callable, Dict, Optional, Sequence
+
+from lablib import cinder, guest, lifecycle, paths
+from lablib.block_storage import MICROVERSION
+from lablib.commands import tail
+from lablib.errors import LabError
+from lablib.report import say
+from lablib.state import Lab
+
+_SECRETS = re.compile(r'("(?:auth_password|discovery_auth_password|secret)"\s*:\s*)"[^"]*"')
+
+
+def _up(lab: Lab, args: argparse.Namespace) -> int:
+    lifecycle.up(lab, lifecycle.Wishes(args.nodes, args.fast_failover, args.find_multipaths))
+    return _status(lab, args)
+
+
+def _status(lab: Lab, args: argparse.Namespace) -> int:
+    status = lifecycle.status(lab)
+    if args.json:
+        print(json.dumps(status, indent=2))
+    else:
+        _print_status(status)
+    return 0 if status["up"] else 3
+
+
+def _print_status(status: Dict[str, Any]) -> None:
+    def pid(of: Dict[str, Any]) -> str:
+        return "not running" if of["pid"] is None else f"pid {of['pid']}"
+
+    if not status["up"]:
+        print(f"lab {status['name']}: down")
+        return
+    api, target = status["cinder"], status["target"]
+    print(f"lab {status['name']} ({status['accelerator']}), files in {status['state_dir']}")
+    print(f"  cinder   {pid(api)}{', paused' if api['paused'] else ''}")
+    print(f"           {api['endpoint']} (in a node: {api['endpoint_in_guest']})")
+    print(f"           project {api['project_id']}, token {api['token']}")
+    print(f"           volume types: {' '.join(api['volume_types'])}")
+    print(f"  target   {pid(target)}, portals in a node: {' '.join(target['portals'])}")
+    for name, node in status["nodes"].items():
+        print(f"  {name:8} {pid(node)}, {node['address']}, {node['iqn']}, ssh port {node['ssh_port']}")
+
+
+def _down(lab: Lab, args: argparse.Namespace) -> int:
+    lifecycle.down(lab)
+    return 0
+
+
+def _exec(lab: Lab, args: argparse.Namespace) -> int:
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        raise LabError("which command? scripts/lab exec NODE -- COMMAND...")
+    return guest.execute(lab, lab.node(args.node), command, timeout=args.timeout, stdin=sys.stdin.fileno())
+
+
+def _cp(lab: Lab, args: argparse.Namespace) -> int:
+    nodes = lab.settings().nodes
+    source_node, _, source = args.source.partition(":")
+    target_node, _, target = args.destination.partition(":")
+    if target_node in nodes and target and source_node not in nodes:
+        guest.copy_in(lab, nodes[target_node], Path(args.source), target)
+    elif source_node in nodes and source and target_node not in nodes:
+        guest.copy_out(lab, nodes[source_node], source, Path(args.destination))
+    else:
+        raise LabError(f"exactly one of the two must be NODE:PATH; the nodes are: {' '.join(nodes)}")
+    return 0
+
+
+def _cut(lab: Lab, args: argparse.Namespace) -> int:
+    paths.cut(lab, lab.node(args.node), args.path, args.how)
+    return 0
+
+
+def _restore(lab: Lab, args: argparse.Namespace) -> int:
+    paths.restore(lab, lab.node(args.node), args.path)
+    return 0
+
+
+def _reboot(lab: Lab, args: argparse.Namespace) -> int:
+    lifecycle.reboot(lab, lab.node(args.node), hard=args.hard)
+    return 0
+
+
+def _cinder_stop(lab: Lab, args: argparse.Namespace) -> int:
+    say("Cinder stopped" if cinder.stop(lab) else "Cinder was not running")
+    return 0
+
+
+def _cinder_start(lab: Lab, args: argparse.Namespace) -> int:
+    cinder.start(lab, lab.settings())
+    return 0
+
+
+def _cinder_pause(lab: Lab, args: argparse.Namespace) -> int:
+    cinder.pause(lab, True)
+    return 0
+
+
+def _cinder_resume(lab: Lab, args: argparse.Namespace) -> int:
+    cinder.pause(lab, False)
+    return 0
+
+
+def _request(lab: Lab, args: argparse.Namespace) -> int:
+    answer = cinder.client(lab.settings()).request(
+        args.method, args.path, args.body, microversion=args.microversion, timeout=args.timeout)
+    print(f"HTTP {answer.status}", file=sys.stderr)
+    if answer.body:
+        print(answer.body if args.show_secrets else _SECRETS.sub(r'\1"<redacted>"', answer.body))
+    return 0 if answer.status < 400 else 1
+
+
+def _volume_create(lab: Lab, args: argparse.Namespace) -> int:
+    api = cinder.client(lab.settings())
+    volume = api.create_volume(args.size, args.type, args.volume_name)
+    print(volume, flush=True)
+    if args.wait:
+        api.wait_for_volume(volume, args.timeout)
+    return 0
+
+
+def _volume_delete(lab: Lab, args: argparse.Namespace) -> int:
+    cinder.client(lab.settings()).delete_volume(args.id, args.timeout)
+    return 0
+
+
+def _volume_list(lab: Lab, args: argparse.Namespace) -> int:
+    for volume in cinder.client(lab.settings()).volumes():
+        print(volume["id"], volume["status"], f"{volume['size']}G", volume["volume_type"], volume["name"] or "-")
+    return 0
+
+
+def _attachments(lab: Lab, args: argparse.Namespace) -> int:
+    for item in cinder.client(lab.settings()).attachments():
+        print(item["id"], item["status"], "volume", item["volume_id"], "instance", item["instance"] or "-")
+    return 0
+
+
+def _logs(lab: Lab, args: argparse.Namespace) -> int:
+    found = sorted(lab.logs.glob(f"{args.which}*.log" if args.which else "*.log"))
+    if not found:
+        raise LabError(f"no such log in {lab.logs}")
+    for path in found:
+        print(f"==> {path}\n{tail(path.read_text(errors='replace'), args.lines)}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/lab", description=(
+        "Linux nodes in QEMU, an iSCSI target and a real Cinder, all on this machine's loopback."))
+    parser.add_argument("--name", default=os.environ.get("ATTACHD_LAB_NAME", "default"),
+                        help="which lab; several can run at once (default: %(default)s)")
+    commands = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
+
+    def add(name: str, work: Callable[[Lab, argparse.Namespace], int], text: str, into: Any = commands) -> argparse.ArgumentParser:
+        command: argparse.ArgumentParser = into.add_parser(name, help=text, description=text)
+        command.set_defaults(work=work)
+        return command
+
+    def group(name: str, text: str) -> Any:
+        return commands.add_parser(name, help=text, description=text).add_subparsers(required=True, metavar="COMMAND")
+
+    def limited(command: argparse.ArgumentParser, seconds: float) -> None:
+        command.add_argument("--timeout", type=float, default=seconds, metavar="SECONDS", help="time limit (default: %(default)s)")
+
+    up = add("up", _up, "start the lab; what runs already stays, what is missing is built or installed")
+    up.add_argument("--nodes", type=int, default=1, metavar="N", choices=range(1, 9), help="how many nodes, 1 to 8 (default: 1)")
+    up.add_argument("--fast-failover", action="store_true", help="new nodes give a dead path up after 3 s, not 15 s")
+    up.add_argument("--find-multipaths", choices=["strict", "yes", "no", "greedy", "smart"],
+                    help="multipath's setting in new nodes (default: Debian's)")
+    up.add_argument("--json", action="store_true", help="print the status as JSON")
+    status = add("status", _status, "show what runs and how to reach it; exit code 3 if the lab is down")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    add("down", _down, "end the lab and forget its volumes and nodes; what was built stays in the cache")
+
+    execute = add("exec", _exec, "run a command in a node; input, output and exit code are its own (124: time limit)")
+    limited(execute, 600)
+    execute.add_argument("node", metavar="NODE")
+    execute.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND...")
+    for name in ("cp", "push"):
+        copy = add(name, _cp, "copy a file or directory: FILE NODE:PATH, or NODE:PATH FILE")
+        copy.add_argument("source", metavar="SOURCE")
+        copy.add_argument("destination", metavar="DESTINATION")
+    reboot = add("reboot", _reboot, "boot a node again; /etc/iscsi, /etc/multipath and /var/lib/attachd survive")
+    reboot.add_argument("node", metavar="NODE")
+    reboot.add_argument("--hard", action="store_true", help="cut its power; without this it is shut down in order")
+
+    cut = add("cut-path", _cut, "cut a node's network path 1 or 2 to its storage")
+    cut.add_argument("--how", choices=["drop", "link"], default="drop",
+                     help="lose the iSCSI packets both ways, or take the link down (path 2 only)")
+    restore = add("restore-path", _restore, "heal a path, however it was cut")
+    for command in (cut, restore):
+        command.add_argument("node", metavar="NODE")
+        command.add_argument("path", type=int, choices=[1, 2])
+
+    control = group("cinder", "control Cinder, or ask it something")
+    add("stop", _cinder_stop, "stop Cinder; volumes and targets stay", control)
+    add("start", _cinder_start, "start Cinder and wait until it is ready", control)
+    add("pause", _cinder_pause, "freeze Cinder: it accepts connections and answers nothing", control)
+    add("resume", _cinder_resume, "let a frozen Cinder go on", control)
+    request = add("request", _request, "send a request; the body goes to standard output, the status to standard error", control)
+    limited(request, 60)
+    request.add_argument("--microversion", default=MICROVERSION, help="default: %(default)s")
+    request.add_argument("--show-secrets", action="store_true", help="print passwords too")
+    request.add_argument("method", metavar="METHOD")
+    request.add_argument("path", metavar="PATH", help="below the project, like /attachments; or from /v3/")
+    request.add_argument("body", nargs="?", metavar="JSON")
+
+    volume = group("volume", "create, delete or list volumes")
+    create = add("create", _volume_create, "create a volume and print its id", volume)
+    create.add_argument("--size", type=int, default=1, metavar="GIB", help="default: 1")
+    create.add_argument("--type", help="volume type; `scripts/lab status` names them")
+    create.add_argument("--name", dest="volume_name", help="the volume's name")
+    create.add_argument("--wait", action="store_true", help="wait until it is available")
+    delete = add("delete", _volume_delete, "delete a volume and wait until it is gone", volume)
+    delete.add_argument("id", metavar="ID")
+    for command in (create, delete):
+        limited(command, 120)
+    add("list", _volume_list, "list all volumes", volume)
+    add("attachments", _attachments, "list all attachments")
+
+    logs = add("logs", _logs, "show the ends of the logs")
+    logs.add_argument("which", nargs="?", metavar="NAME", help="only those whose name begins so: cinder, tgtd, node1")
+    logs.add_argument("-n", "--lines", type=int, default=40)
+    return parser
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Run one command of the lab and return its exit code."""
+    args = _parser().parse_args(arguments)
+    try:
+        result: int = args.work(Lab(args.name), args)
+        return result
+    except LabError as error:
+        say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130

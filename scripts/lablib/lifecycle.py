@@ -1,0 +1,204 @@
+"""A lab's life: up, status, reboot of a node, down."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Callable, Dict, List, Optional
+
+from lablib import cinder, guest, target
+from lablib.accelerator import accelerator
+from lablib.cache import locked
+from lablib.commands import tail
+from lablib.errors import LabError
+from lablib.image import Image, image
+from lablib.packages import ensure_packages
+from lablib.report import say
+from lablib.state import PROJECT_ID, Lab, Node, Settings, free_port, has_ipv6_loopback
+
+_LOCK_TIMEOUT = 3600.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Wishes:
+    """What the user asked of `up`."""
+
+    nodes: int
+    fast_failover: bool
+    find_multipaths: Optional[str]
+
+
+class _Timing:
+    """Says how long each part took."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def run(self, what: str, work: Callable[[], Any]) -> Any:
+        start = time.monotonic()
+        result = work()
+        say(f"{what}: {time.monotonic() - start:.1f} s")
+        return result
+
+    def total(self) -> float:
+        return time.monotonic() - self._start
+
+
+def up(lab: Lab, wishes: Wishes) -> None:
+    """Bring the lab to what was wished for; what runs already stays as it is."""
+    if os.geteuid() != 0:
+        raise LabError("the lab needs root: it unpacks a Debian root file system and runs an iSCSI target")
+    with locked(lab.lock_file, f"lab {lab.name}", _LOCK_TIMEOUT):
+        timing = _Timing()
+        ensure_packages()
+        had_processes = set(lab.processes.running())
+        try:
+            _start(lab, wishes, timing)
+        except BaseException:
+            _show_logs(lab)
+            for name in sorted(set(lab.processes.running()) - had_processes):
+                lab.processes.stop(name, at_once=True)
+            if not had_processes:
+                _forget(lab, keep_logs=True)
+                say(f"nothing was left running; the logs are in {lab.logs}")
+            raise
+        say(f"lab {lab.name} is up after {timing.total():.1f} s")
+
+
+def _start(lab: Lab, wishes: Wishes, timing: _Timing) -> None:
+    lab.directory.mkdir(parents=True, exist_ok=True)
+    lab.directory.chmod(0o700)
+    for directory in (lab.logs, lab.share):
+        directory.mkdir(exist_ok=True)
+    guest.make_ssh_keys(lab)
+    with ThreadPoolExecutor() as pool:
+        images = pool.submit(image)
+        programs = pool.submit(lambda: (cinder.database(cinder.install()), target.install()))
+        settings = _settle(lab, wishes, images)
+        work: List[Future[Any]] = [pool.submit(_start_storage, lab, settings, programs, timing)]
+        for node in settings.nodes.values():
+            if not lab.processes.find(guest.process_name(node)):
+                work.append(pool.submit(_boot, lab, settings, node, images.result(), timing))
+        for part in work:
+            part.result()
+
+
+def _settle(lab: Lab, wishes: Wishes, images: Future[Image]) -> Settings:
+    """Choose ports and record them; keep what was chosen for what runs."""
+    settings = lab.load()
+    if settings is None or not lab.processes.running():
+        cinder_port = free_port([])
+        settings = Settings(accelerator(images.result()), cinder_port, free_port([cinder_port]),
+                            has_ipv6_loopback(), settings.nodes if settings else {})
+    taken = [settings.cinder_port, settings.iscsi_port]
+    for number in range(1, wishes.nodes + 1):
+        name = f"node{number}"
+        node = settings.nodes.get(name)
+        if node is None:
+            node = Node(name, number, 0, wishes.fast_failover, wishes.find_multipaths)
+            settings.nodes[name] = node
+        elif (node.fast_failover, node.find_multipaths) != (wishes.fast_failover, wishes.find_multipaths):
+            say(f"{name} exists already and keeps the settings it was made with")
+        if not lab.processes.find(guest.process_name(node)):
+            node.ssh_port = free_port(taken)
+        taken.append(node.ssh_port)
+    lab.save(settings)
+    return settings
+
+
+def _start_storage(lab: Lab, settings: Settings, programs: Future[Any], timing: _Timing) -> None:
+    programs.result()
+    if not lab.processes.find(target.PROCESS):
+        cinder.stop(lab)  # it exports its volumes again when it starts
+        timing.run("iSCSI target", lambda: target.start(lab, settings, target.install(), cinder.volumes_dir(lab)))
+    if not lab.processes.find(cinder.PROCESS):
+        timing.run("Cinder", lambda: cinder.start(lab, settings))
+
+
+def _boot(lab: Lab, settings: Settings, node: Node, booted: Image, timing: _Timing) -> None:
+    timing.run(node.name, lambda: guest.boot(lab, settings, node, booted))
+
+
+def reboot(lab: Lab, node: Node, *, hard: bool) -> None:
+    """Boot a node again, after an orderly shutdown or after its power was cut."""
+    with locked(lab.lock_file, f"lab {lab.name}", _LOCK_TIMEOUT):
+        timing = _Timing()
+        guest.halt(lab, node, power_cut=hard)
+        timing.run(f"{node.name} is back", lambda: guest.boot(lab, lab.settings(), node, image()))
+
+
+def down(lab: Lab) -> None:
+    """End the lab's processes and remove its directory; the cache stays."""
+    with locked(lab.lock_file, f"lab {lab.name}", _LOCK_TIMEOUT):
+        settings = lab.load()
+        for node in settings.nodes.values() if settings else []:
+            guest.disconnect(lab, node)
+        running = lab.processes.running()
+        for name in running:
+            lab.processes.stop(name, at_once=name.startswith("node-"))
+        _forget(lab, keep_logs=False)
+        say(f"lab {lab.name}: " + (f"ended {', '.join(running)}" if running else "nothing was running"))
+
+
+def _forget(lab: Lab, *, keep_logs: bool) -> None:
+    if not lab.directory.exists():
+        return
+    for path in lab.directory.iterdir():
+        if keep_logs and path == lab.logs:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    if not keep_logs:
+        lab.directory.rmdir()
+
+
+def status(lab: Lab) -> Dict[str, Any]:
+    """Describe the lab: what runs, and how to reach it."""
+    settings = lab.load()
+    if settings is None:
+        return {"name": lab.name, "up": False, "state_dir": str(lab.directory)}
+    running = lab.processes.running()
+    api = running.get(cinder.PROCESS)
+    tgtd = running.get(target.PROCESS)
+    nodes = {}
+    for node in settings.nodes.values():
+        machine = running.get(guest.process_name(node))
+        nodes[node.name] = {
+            "pid": machine.pid if machine else None,
+            "ssh_port": node.ssh_port,
+            "iqn": node.iqn,
+            "address": f"10.0.2.{node.address}",
+        }
+    return {
+        "name": lab.name,
+        "up": True,
+        "state_dir": str(lab.directory),
+        "accelerator": settings.accelerator,
+        "cinder": {
+            "pid": api.pid if api else None,
+            "paused": api.paused() if api else False,
+            "endpoint": f"http://127.0.0.1:{settings.cinder_port}/v3",
+            "endpoint_in_guest": f"http://10.0.2.2:{settings.cinder_port}/v3",
+            "project_id": PROJECT_ID,
+            "token": f"admin:{PROJECT_ID}",
+            "volume_types": sorted(cinder.volume_types(settings)),
+        },
+        "target": {
+            "pid": tgtd.pid if tgtd else None,
+            "port": settings.iscsi_port,
+            "portals": [f"10.0.2.2:{settings.iscsi_port}", f"10.0.3.2:{settings.iscsi_port}"],
+        },
+        "nodes": nodes,
+    }
+
+
+def _show_logs(lab: Lab) -> None:
+    for path in sorted(lab.logs.glob("*.log")):
+        text = path.read_text(errors="replace")
+        if text.strip():
+            say(f"the end of {path}:\n{tail(text, 15)}")
