@@ -158,6 +158,11 @@ impl CinderError {
         "Placeholder"
     }
 
+    /// Whether Cinder certainly did not do what was asked.
+    pub fn nothing_was_created(&self) -> bool {
+        false
+    }
+
     /// When to try again.
     pub fn retry(&self) -> crate::model::Retry {
         crate::model::Retry::Backoff

@@ -3,7 +3,10 @@
 //! The engine needs only [`Host`]: observe, then apply one [`HostOp`], then observe again.
 //! [`LinuxHost`] is the real one. Nothing in here decides what is right to do; that is the plan's job.
 
-use std::{future::Future, path::PathBuf};
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+};
 
 use tokio::sync::watch;
 
@@ -29,6 +32,13 @@ pub trait Host: Send + Sync {
         &self,
         device: &DeviceName,
     ) -> impl Future<Output = Result<Contents, HostError>> + Send;
+
+    /// What stands at a path that a volume is to be mounted on: below an allowed root, through no
+    /// symbolic link.
+    fn mount_target(
+        &self,
+        target: &Path,
+    ) -> impl Future<Output = Result<MountTarget, HostError>> + Send;
 
     /// SendTargets discovery: every target and portal that this portal names. Leaves no record behind.
     fn discover(
@@ -135,8 +145,11 @@ pub enum HostOp {
     Unmount {
         /// Where.
         target: PathBuf,
-        /// Remove the directory afterwards, if attachd made it and it is empty.
-        remove_directory: bool,
+    },
+    /// Remove an empty directory that attachd made for a mount; one that isn't empty stays.
+    RemoveDirectory {
+        /// Which.
+        target: PathBuf,
     },
     /// Log out of sessions and delete their node records.
     Logout {
@@ -184,4 +197,18 @@ impl HostError {
     pub fn retry(&self) -> crate::model::Retry {
         crate::model::Retry::Backoff
     }
+}
+
+/// What stands at a mount path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MountTarget {
+    /// Nothing; its parent directories can be made.
+    Absent,
+    /// A directory without entries.
+    EmptyDirectory,
+    /// Something that must not be mounted over.
+    Unusable {
+        /// Why.
+        why: String,
+    },
 }

@@ -1,0 +1,270 @@
+//! One step, done. Thin: every decision was made by the plan.
+
+use super::{
+    AttachError, AttachmentView, Desired, Engine, FormatProgress, Progress, Record, Reservation,
+    Step, engine::Run,
+};
+use crate::{
+    cinder::{AttachmentStatus, BlockStorage},
+    host::{Applied, Host, HostError, HostOp, MountTarget},
+    model::{AccessMode, AttachmentId, Chap, Contents, Filesystem, Target, VolumeId},
+};
+
+impl<H: Host, C: BlockStorage> Engine<H, C> {
+    pub(super) async fn execute(&self, run: &mut Run<'_>, step: &Step) -> Result<(), AttachError> {
+        let words = || step.to_string();
+        match step {
+            Step::Reserve { volume } => self.reserve(run, *volume, step).await,
+            Step::Adopt { attachment } => {
+                self.record(run, |record| record.reservation = Reservation::Held(*attachment))
+                    .await?;
+                run.attachment =
+                    AttachmentView::Known { status: AttachmentStatus::Reserved, info: None };
+                Ok(())
+            }
+            Step::Update { attachment } => self.update(run, *attachment, step).await,
+            Step::Discover { portal } => {
+                let chap = discovery_chap(&run.attachment);
+                let found = self.host.discover(*portal, chap.as_ref()).await;
+                run.attempt.discovered =
+                    Some(found.map_err(|source| AttachError::Host { step: words(), source })?);
+                Ok(())
+            }
+            Step::RecordPaths { paths } => {
+                self.record(run, |record| record.paths.clone_from(paths)).await
+            }
+            Step::LogIn { targets } => self.log_in(run, targets, step).await,
+            Step::Scan { luns } => {
+                run.attempt.scanned.extend(luns.iter().map(|(host, lun)| (*host, lun.0)));
+                self.whole(HostOp::ScanLuns { luns: luns.clone() }, step).await
+            }
+            Step::Reread { devices } => {
+                run.attempt.reread.extend(devices.iter().copied());
+                self.whole(HostOp::Rescan { devices: devices.clone() }, step).await
+            }
+            Step::PurgeStale { devices } | Step::DeleteDevices { devices } => {
+                self.whole(HostOp::DeleteDevices { devices: devices.clone() }, step).await
+            }
+            Step::RecordIdentity { wwid } => {
+                self.record(run, |record| record.wwid = Some(wwid.clone())).await
+            }
+            Step::AddMap { wwid, devices } => {
+                run.attempt.map_asked = true;
+                let op = HostOp::AddMap { wwid: wwid.clone(), devices: devices.clone() };
+                self.whole(op, step).await
+            }
+            Step::SetReadOnly { devices } => {
+                self.whole(HostOp::SetReadOnly { devices: devices.clone() }, step).await
+            }
+            Step::Probe { device } => {
+                let contents = self.host.contents(device).await;
+                let contents =
+                    contents.map_err(|source| AttachError::Host { step: words(), source })?;
+                run.attempt.contents = Some((device.clone(), contents));
+                Ok(())
+            }
+            Step::Format { device, filesystem, resume } => {
+                self.record(run, |record| record.format = FormatProgress::Started).await?;
+                let op = HostOp::Format {
+                    device: device.clone(),
+                    filesystem: *filesystem,
+                    resume: *resume,
+                };
+                self.whole(op, step).await?;
+                self.record(run, |record| record.format = FormatProgress::Done).await?;
+                run.attempt.contents = Some((device.clone(), holds(*filesystem)));
+                run.attempt.checked = true;
+                Ok(())
+            }
+            Step::Check { device, filesystem } => {
+                let op =
+                    HostOp::CheckFilesystem { device: device.clone(), filesystem: *filesystem };
+                self.whole(op, step).await?;
+                run.attempt.checked = true;
+                Ok(())
+            }
+            Step::Mount { device, filesystem, target, read_only, options } => {
+                let seen = self.host.mount_target(target).await;
+                let seen = seen.map_err(|source| AttachError::Host { step: words(), source })?;
+                self.record(run, |record| {
+                    record.mounted = true;
+                    record.made_directory |= seen == MountTarget::Absent;
+                })
+                .await?;
+                let op = HostOp::Mount {
+                    device: device.clone(),
+                    filesystem: *filesystem,
+                    target: target.clone(),
+                    read_only: *read_only,
+                    options: options.clone(),
+                };
+                self.whole(op, step).await
+            }
+            Step::Complete { attachment } => {
+                let done = self.cinder.complete(*attachment).await;
+                done.map_err(|source| AttachError::Cinder { step: words(), source })?;
+                self.record(run, |record| record.completed = true).await
+            }
+            Step::Unmount { target } => {
+                self.whole(HostOp::Unmount { target: target.clone() }, step).await
+            }
+            Step::RemoveDirectory { target } => {
+                self.whole(HostOp::RemoveDirectory { target: target.clone() }, step).await?;
+                self.record(run, |record| record.made_directory = false).await
+            }
+            Step::RemoveMap { name, wwid } => {
+                self.whole(HostOp::RemoveMap { name: name.clone(), wwid: wwid.clone() }, step).await
+            }
+            Step::LogOut { targets } => {
+                self.whole(HostOp::Logout { targets: targets.clone() }, step).await?;
+                for target in targets {
+                    self.ledger.disown_target(target).await?;
+                }
+                Ok(())
+            }
+            Step::DeleteAttachment { attachment } => {
+                let done = self.cinder.delete(*attachment).await;
+                done.map_err(|source| AttachError::Cinder { step: words(), source })?;
+                run.attachment = AttachmentView::Gone;
+                Ok(())
+            }
+            Step::Forget { volume } => {
+                self.ledger.forget(*volume).await?;
+                run.record = None;
+                Ok(())
+            }
+        }
+    }
+
+    /// Changes the record, and returns when the change is on the disk.
+    async fn record(
+        &self,
+        run: &mut Run<'_>,
+        change: impl FnOnce(&mut Record),
+    ) -> Result<(), AttachError> {
+        if let Some(record) = &mut run.record {
+            change(record);
+            self.ledger.store(record).await?;
+        }
+        Ok(())
+    }
+
+    async fn apply(&self, op: HostOp, step: &Step) -> Result<Applied, AttachError> {
+        let applied = self.host.apply(&op).await;
+        applied.map_err(|source| AttachError::Host { step: step.to_string(), source })
+    }
+
+    /// An operation of which no part may fail.
+    async fn whole(&self, op: HostOp, step: &Step) -> Result<(), AttachError> {
+        let applied = self.apply(op, step).await?;
+        match applied.failures.into_iter().next() {
+            None => Ok(()),
+            Some((_, source)) => Err(AttachError::Host { step: step.to_string(), source }),
+        }
+    }
+
+    async fn reserve(
+        &self,
+        run: &mut Run<'_>,
+        volume: VolumeId,
+        step: &Step,
+    ) -> Result<(), AttachError> {
+        let Desired::Attached(spec) = run.desired else { return Ok(()) };
+        if run.record.is_none() {
+            let multipath = super::plan::wants_map(spec, run.facts.as_ref());
+            let record = Record::new(spec.clone(), run.origin.clone(), multipath);
+            // Before Cinder is asked: what may exist there must be known here.
+            self.ledger.store(&record).await?;
+            run.record = Some(record);
+        }
+        match self.cinder.reserve(volume, spec.instance, spec.mode).await {
+            Ok(attachment) => {
+                let id = attachment.summary.id;
+                self.record(run, |record| record.reservation = Reservation::Held(id)).await?;
+                run.attachment =
+                    AttachmentView::Known { status: AttachmentStatus::Reserved, info: None };
+                Ok(())
+            }
+            Err(source) => {
+                if source.nothing_was_created() {
+                    self.ledger.forget(volume).await?;
+                    run.record = None;
+                }
+                Err(AttachError::Cinder { step: step.to_string(), source })
+            }
+        }
+    }
+
+    async fn update(
+        &self,
+        run: &mut Run<'_>,
+        id: AttachmentId,
+        step: &Step,
+    ) -> Result<(), AttachError> {
+        let (Desired::Attached(spec), Some(facts)) = (run.desired, &run.facts) else {
+            return Ok(());
+        };
+        let mut connector = facts.connector.clone();
+        connector.multipath = run.record.as_ref().is_some_and(|record| record.multipath);
+        connector.mountpoint = spec.mount_path().map(|path| path.display().to_string());
+        connector.mode = (spec.mode == AccessMode::Ro).then_some(AccessMode::Ro);
+        let updated = self.cinder.update(id, &connector).await;
+        let updated =
+            updated.map_err(|source| AttachError::Cinder { step: step.to_string(), source })?;
+        let info = updated
+            .connection_info()
+            .map_err(|source| AttachError::Connection { step: step.to_string(), source })?;
+        // The answer's own status is that of before the update.
+        run.attachment = AttachmentView::Known { status: AttachmentStatus::Attaching, info };
+        Ok(())
+    }
+
+    async fn log_in(
+        &self,
+        run: &mut Run<'_>,
+        targets: &[Target],
+        step: &Step,
+    ) -> Result<(), AttachError> {
+        for target in targets {
+            self.ledger.own_target(target).await?;
+        }
+        let chap = match &run.attachment {
+            AttachmentView::Known { info: Some(info), .. } => info.chap.clone(),
+            _ => None,
+        };
+        let records = HostOp::WriteNodeRecords { targets: targets.to_vec(), chap };
+        self.whole(records, step).await?;
+        let applied = self.apply(HostOp::Login { targets: targets.to_vec() }, step).await?;
+        for (what, error) in applied.failures {
+            let why = chain(&error);
+            (run.progress)(Progress::Warning { what: format!("no login to {what}: {why}") });
+            // By the operation's contract `what` names the target as the step did.
+            if let Some(target) = targets.iter().find(|target| target.to_string() == what) {
+                run.attempt.failed_logins.insert(target.clone(), why);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn chain(error: &HostError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn discovery_chap(view: &AttachmentView) -> Option<Chap> {
+    match view {
+        AttachmentView::Known { info: Some(info), .. } => info.discovery_chap.clone(),
+        _ => None,
+    }
+}
+
+fn holds(filesystem: Filesystem) -> Contents {
+    Contents::Filesystem { name: filesystem.name().to_owned() }
+}

@@ -1,0 +1,37 @@
+//! The engine: it brings one volume from what is to what was asked, one step at a time.
+//!
+//! ```text
+//!            Desired (a request)      Recorded (the ledger)
+//!                     \                 /
+//!   observe ─────────► plan (pure: no I/O, no clock) ──► Do(step) ─► execute ─► ledger ─┐
+//!   kernel, Cinder       │                                                              │
+//!      ▲                 ├──► Wait(events) ─────────────────────────────────────────────┤
+//!      │                 ├──► Refuse(why)                                               │
+//!      │                 └──► Done                                                      │
+//!      └────────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! State is computed anew at every pass from the kernel, multipathd and Cinder. Only what can't be
+//! observed again is recorded in the [`Ledger`]. It knows neither HTTP nor argv nor Kubernetes.
+
+mod engine;
+mod error;
+mod execute;
+mod identity;
+mod ledger;
+mod lock;
+mod plan;
+mod refusal;
+mod state;
+mod step;
+
+pub use engine::{Attached, Engine, EngineConfig, Outcome, PathStatus, Progress};
+pub use error::AttachError;
+pub use ledger::{FormatProgress, Ledger, LedgerError, Origin, Record, Reservation};
+pub use plan::{Next, Plan, plan};
+pub use refusal::Refusal;
+pub use state::{
+    AttachSpec, AttachmentView, Attempt, Desired, FormatPolicy, MultipathPolicy, Observed, Overdue,
+    Usage,
+};
+pub use step::{Phase, Step};
