@@ -3,5 +3,6 @@
 
 pub mod attach;
 pub mod cinder;
+pub mod crd;
 pub mod host;
 pub mod model;

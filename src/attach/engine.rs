@@ -6,13 +6,16 @@ use tokio::{
 };
 
 use super::{
-    AttachError, AttachSpec, AttachmentView, Attempt, Desired, Ledger, MultipathPolicy, Next,
-    Observed, Origin, Phase, Plan, Record, Reservation, Step, plan as decide, plan::Awaited,
+    AttachError, AttachmentView, Attempt, Desired, Ledger, Next, Observed, Origin, Phase, Plan,
+    Record, Reservation, Step, plan as decide, plan::Awaited,
 };
 use crate::{
     cinder::{AttachmentSummary, BlockStorage, Volume},
     host::{Host, HostError, NodeFacts},
-    model::{AttachmentId, DeviceName, HostState, Retry, Target, VolumeId, Wwid},
+    model::{
+        AttachSpec, AttachmentId, DeviceName, HostState, MultipathPolicy, Retry, Target, VolumeId,
+        Wwid,
+    },
 };
 
 /// Time limits of the engine. What single operations may take is their own matter.

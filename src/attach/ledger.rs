@@ -9,11 +9,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{
-    AttachSpec,
-    lock::{Guard, acquire},
-};
-use crate::model::{AttachmentId, Retry, Target, TargetPath, VolumeId, Wwid};
+use super::lock::{Guard, acquire};
+use crate::model::{AttachSpec, AttachmentId, Retry, Target, TargetPath, VolumeId, Wwid};
 
 /// Who asked for a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -30,8 +30,5 @@ pub use error::AttachError;
 pub use ledger::{FormatProgress, Ledger, LedgerError, Origin, Record, Reservation};
 pub use plan::{Next, Plan, plan};
 pub use refusal::Refusal;
-pub use state::{
-    AttachSpec, AttachmentView, Attempt, Desired, FormatPolicy, MultipathPolicy, Observed, Overdue,
-    Usage,
-};
+pub use state::{AttachmentView, Attempt, Desired, Observed, Overdue};
 pub use step::{Phase, Step};

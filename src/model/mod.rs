@@ -10,6 +10,7 @@ mod iscsi;
 mod observed;
 mod retry;
 mod secret;
+mod spec;
 
 pub use connection_info::{ConnectionInfo, ConnectionInfoError};
 pub use connector::{AccessMode, Connector};
@@ -27,3 +28,4 @@ pub use observed::{
 };
 pub use retry::Retry;
 pub use secret::Secret;
+pub use spec::{AttachSpec, FormatPolicy, MultipathPolicy, Usage};

@@ -3,14 +3,15 @@
 use super::{Awaited, Next, Settled, phase_of, refuse, step, wait};
 use crate::{
     attach::{
-        AttachSpec, AttachmentView, FormatPolicy, FormatProgress, MultipathPolicy, Observed, Phase,
-        Record, Refusal, Reservation, Step, Usage, identity::shared_identity,
+        AttachmentView, FormatProgress, Observed, Phase, Record, Refusal, Reservation, Step,
+        identity::shared_identity,
     },
     cinder::{AttachmentStatus, Volume},
     host::{MountTarget, NodeFacts},
     model::{
-        AccessMode, AttachmentId, Contents, DeviceName, DeviceNumber, Filesystem, MultipathMap,
-        Multipathd, ScsiDevice, SessionState, TargetPath, Wwid,
+        AccessMode, AttachSpec, AttachmentId, Contents, DeviceName, DeviceNumber, Filesystem,
+        FormatPolicy, MultipathMap, MultipathPolicy, Multipathd, ScsiDevice, SessionState,
+        TargetPath, Usage, Wwid,
     },
 };
 
