@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
-from typing import List
 
 from lablib.cache import artefact, content_key
 from lablib.image import Image
@@ -14,7 +13,7 @@ _PROBE_TIMEOUT = 15.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def machine(accelerator: str) -> List[str]:
+def machine(accelerator: str) -> list[str]:
     """Return QEMU's arguments for the machine itself."""
     if accelerator == "kvm":
         speed = ["-accel", "kvm", "-cpu", "host"]
@@ -32,7 +31,7 @@ def accelerator(image: Image) -> str:
         (directory / "result").write_text("kvm" if _kvm_boots(image) else "tcg")
 
     key = content_key(image.kernel.parent.name, _BOOT_ID)
-    return (artefact("accelerator", key, build) / "result").read_text()
+    return (artefact("kvm-trial", key, build) / "result").read_text()
 
 
 def _kvm_boots(image: Image) -> bool:

@@ -6,7 +6,8 @@ import dataclasses
 import json
 import urllib.error
 import urllib.request
-from typing import Any, Dict, List, Mapping, Optional, Set
+from collections.abc import Mapping
+from typing import Any
 
 from lablib.commands import wait_until
 from lablib.errors import LabError
@@ -36,7 +37,7 @@ class BlockStorage:
         self._project = project
 
     def request(
-        self, method: str, path: str, body: Optional[str] = None, *, microversion: str = MICROVERSION, timeout: float = 60
+        self, method: str, path: str, body: str | None = None, *, microversion: str = MICROVERSION, timeout: float = 60
     ) -> Answer:
         """Send a request; a path that doesn't begin with /v3 is one below the project."""
         if path != "/" and not path.startswith("/v3"):
@@ -63,7 +64,7 @@ class BlockStorage:
         except LabError:
             return False
 
-    def pools(self) -> Set[str]:
+    def pools(self) -> set[str]:
         """Return the back ends that the scheduler knows."""
         answer = self.request("GET", "/scheduler-stats/get_pools")
         if answer.status >= 400:
@@ -82,9 +83,9 @@ class BlockStorage:
         body = {"quota_class_set": {"volumes": -1, "gigabytes": -1, "snapshots": -1}}
         self.request("PUT", "/os-quota-class-sets/default", json.dumps(body)).json()
 
-    def create_volume(self, size: int, volume_type: Optional[str], name: Optional[str]) -> str:
+    def create_volume(self, size: int, volume_type: str | None, name: str | None) -> str:
         """Create a volume and return its id."""
-        volume: Dict[str, Any] = {"size": size, "volume_type": volume_type, "name": name}
+        volume: dict[str, Any] = {"size": size, "volume_type": volume_type, "name": name}
         body = {"volume": {key: value for key, value in volume.items() if value is not None}}
         return str(self.request("POST", "/volumes", json.dumps(body)).json()["volume"]["id"])
 
@@ -114,10 +115,10 @@ class BlockStorage:
 
         wait_until(gone, timeout=timeout, what=f"volume {volume_id} to be gone")
 
-    def volumes(self) -> List[Dict[str, Any]]:
+    def volumes(self) -> list[dict[str, Any]]:
         """Return all volumes."""
         return list(self.request("GET", "/volumes/detail").json()["volumes"])
 
-    def attachments(self) -> List[Dict[str, Any]]:
+    def attachments(self) -> list[dict[str, Any]]:
         """Return all attachments, without their connection info (it holds passwords)."""
         return list(self.request("GET", "/attachments").json()["attachments"])

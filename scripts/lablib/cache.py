@@ -8,9 +8,10 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator, Union
+from typing import Callable
 
 from lablib.commands import wait_until
 from lablib.errors import LabError
@@ -28,7 +29,7 @@ def cache_dir() -> Path:
     return Path(base).absolute() / "attachd-lab"
 
 
-def content_key(*inputs: Union[str, bytes, Path]) -> str:
+def content_key(*inputs: str | bytes | Path) -> str:
     """Hash the inputs of an artefact; a Path stands for the content of that file."""
     digest = hashlib.sha256()
     for item in inputs:

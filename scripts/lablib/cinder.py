@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Dict, List
 
 from lablib import target
 from lablib.block_storage import BlockStorage
@@ -53,10 +52,10 @@ def database(venv: Path) -> Path:
     return built / "cinder.sqlite"
 
 
-def backends(settings: Settings) -> Dict[str, Dict[str, str]]:
+def backends(settings: Settings) -> dict[str, dict[str, str]]:
     """Return the options of each back end; a volume type of the same name selects it."""
 
-    def tgt(driver: str, addresses: List[str]) -> Dict[str, str]:
+    def tgt(driver: str, addresses: list[str]) -> dict[str, str]:
         return {
             "volume_driver": f"lab_drivers.{driver}",
             "target_helper": "tgtadm",
@@ -78,7 +77,7 @@ def backends(settings: Settings) -> Dict[str, Dict[str, str]]:
     return options
 
 
-def volume_types(settings: Settings) -> Dict[str, Dict[str, str]]:
+def volume_types(settings: Settings) -> dict[str, dict[str, str]]:
     """Return the extra specs of each volume type."""
     types = {name: {"volume_backend_name": name} for name in backends(settings)}
     types["multiattach"] = {"volume_backend_name": "tgt", "multiattach": "<is> True"}

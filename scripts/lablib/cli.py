@@ -6,9 +6,11 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any, Callable
 
 from lablib import cinder, guest, lifecycle, paths
 from lablib.block_storage import MICROVERSION
@@ -17,6 +19,7 @@ from lablib.errors import LabError
 from lablib.report import say
 from lablib.state import Lab
 
+_Work = Callable[[Lab, argparse.Namespace], int]
 _SECRETS = re.compile(r'("(?:auth_password|discovery_auth_password|secret)"\s*:\s*)"[^"]*"')
 
 
@@ -34,8 +37,8 @@ def _status(lab: Lab, args: argparse.Namespace) -> int:
     return 0 if status["up"] else 3
 
 
-def _print_status(status: Dict[str, Any]) -> None:
-    def pid(of: Dict[str, Any]) -> str:
+def _print_status(status: dict[str, Any]) -> None:
+    def pid(of: dict[str, Any]) -> str:
         return "not running" if of["pid"] is None else f"pid {of['pid']}"
 
     if not status["up"]:
@@ -163,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="which lab; several can run at once (default: %(default)s)")
     commands = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
 
-    def add(name: str, work: Callable[[Lab, argparse.Namespace], int], text: str, into: Any = commands) -> argparse.ArgumentParser:
+    def add(name: str, work: _Work, text: str, into: Any = commands) -> argparse.ArgumentParser:
         command: argparse.ArgumentParser = into.add_parser(name, help=text, description=text)
         command.set_defaults(work=work)
         return command
@@ -172,7 +175,8 @@ def _parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text).add_subparsers(required=True, metavar="COMMAND")
 
     def limited(command: argparse.ArgumentParser, seconds: float) -> None:
-        command.add_argument("--timeout", type=float, default=seconds, metavar="SECONDS", help="time limit (default: %(default)s)")
+        command.add_argument("--timeout", type=float, default=seconds, metavar="SECONDS",
+                             help="time limit (default: %(default)s)")
 
     up = add("up", _up, "start the lab; what runs already stays, what is missing is built or installed")
     up.add_argument("--nodes", type=int, default=1, metavar="N", choices=range(1, 9), help="how many nodes, 1 to 8 (default: 1)")
@@ -236,9 +240,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command of the lab and return its exit code."""
     args = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that an ended `up` cleans up
     try:
         result: int = args.work(Lab(args.name), args)
         return result

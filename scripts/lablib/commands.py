@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Callable, Mapping, Optional, Sequence, Union
+from typing import Callable, Union
 
 from lablib.errors import LabError
 
@@ -24,25 +25,28 @@ def run(
     *,
     timeout: float,
     nice: bool = False,
-    stdin: Optional[bytes] = None,
-    env: Optional[Mapping[str, str]] = None,
-    cwd: Optional[Path] = None,
+    stdin: bytes = b"",
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    shown: str | None = None,
 ) -> str:
-    """Run a program to its end and return its standard output; raise LabError if it fails."""
+    """Run a program to its end and return its standard output; raise LabError if it fails.
+
+    ``shown`` stands for the command in the message of an error.
+    """
     command = [str(part) for part in argv]
+    shown = shown or shlex.join(command)
     if nice:
         command = ["nice", "-n", "10", *command]
-    source = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              timeout=timeout, env=env, cwd=cwd, **source)
+        done = subprocess.run(command, input=stdin, capture_output=True, timeout=timeout, env=env, cwd=cwd)
     except subprocess.TimeoutExpired as error:
-        raise LabError(f"no end after {timeout:.0f} s: {shlex.join(command)}") from error
+        raise LabError(f"no end after {timeout:.0f} s: {shown}") from error
     except OSError as error:
-        raise LabError(f"can't run {shlex.join(command)}: {error}") from error
+        raise LabError(f"can't run {shown}: {error}") from error
     if done.returncode != 0:
         output = tail((done.stdout + done.stderr).decode(errors="replace"))
-        raise LabError(f"exit code {done.returncode} from: {shlex.join(command)}\n{output}")
+        raise LabError(f"exit code {done.returncode} from: {shown}\n{output}")
     return done.stdout.decode(errors="replace")
 
 

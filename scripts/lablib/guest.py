@@ -7,8 +7,8 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Sequence
 
 from lablib.accelerator import machine
 from lablib.commands import run, wait_until
@@ -101,7 +101,7 @@ def _make_disk(lab: Lab, node: Node) -> Path:
     return disk
 
 
-def _qemu(lab: Lab, settings: Settings, node: Node, image: Image, disk: Path) -> List[str]:
+def _qemu(lab: Lab, settings: Settings, node: Node, image: Image, disk: Path) -> list[str]:
     arguments = f"console=ttyS0 loglevel=4 panic=-1 net.ifnames=0 mitigations=off lab.node={node.name} lab.address={node.address}"
     command = [
         shutil.which("qemu-system-x86_64") or "qemu-system-x86_64",
@@ -143,7 +143,7 @@ def boot(lab: Lab, settings: Settings, node: Node, image: Image) -> None:
         raise LabError(f"{node.name} has booted but ssh doesn't work; see {console}")
 
 
-def _ssh(lab: Lab, node: Node) -> List[str]:
+def _ssh(lab: Lab, node: Node) -> list[str]:
     return [
         "ssh", "-F", "/dev/null", "-q", "-p", str(node.ssh_port), "-i", str(lab.ssh_dir / "user_key"),
         "-o", f"UserKnownHostsFile={lab.ssh_dir / 'known_hosts'}", "-o", "HostKeyAlias=lab-node",
@@ -154,7 +154,8 @@ def _ssh(lab: Lab, node: Node) -> List[str]:
 
 
 def _remote(argv: Sequence[str], timeout: float) -> str:
-    return f"exec timeout --kill-after=5 {timeout:g} {shlex.join(argv)}"
+    # The shell stays, so that a command killed by a signal gives 128 + the signal, as in any shell.
+    return f"timeout --kill-after=5 {timeout:g} {shlex.join(argv)}; exit $?"
 
 
 def execute(lab: Lab, node: Node, argv: Sequence[str], *, timeout: float, stdin: int = subprocess.DEVNULL) -> int:
@@ -168,7 +169,8 @@ def execute(lab: Lab, node: Node, argv: Sequence[str], *, timeout: float, stdin:
 
 def output(lab: Lab, node: Node, argv: Sequence[str], *, timeout: float, stdin: bytes = b"") -> str:
     """Run a command in the node and return its output; raise LabError if it fails."""
-    return run([*_ssh(lab, node), _remote(argv, timeout)], timeout=timeout + 45, stdin=stdin)
+    return run([*_ssh(lab, node), _remote(argv, timeout)], timeout=timeout + 45, stdin=stdin,
+               shown=f"{shlex.join(argv)} (in {node.name})")
 
 
 def copy_in(lab: Lab, node: Node, source: Path, destination: str) -> None:

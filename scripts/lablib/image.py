@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import lzma
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Iterable, List
 
 from lablib.cache import artefact, content_key
 from lablib.commands import run
@@ -105,9 +105,9 @@ def _write_kernel(packed: Path, target: Path) -> None:
     raise LabError(f"no xz-compressed ELF file in {packed.name}")
 
 
-def _module_files(root: Path, release: str, names: Iterable[str]) -> List[str]:
+def _module_files(root: Path, release: str, names: Iterable[str]) -> list[str]:
     """Return the files of kernel modules and of those they depend on, in loading order."""
-    files: List[str] = []
+    files: list[str] = []
     for name in names:
         output = run(["chroot", root, "/sbin/modprobe", "-S", release, "--show-depends", name], timeout=30)
         for line in output.splitlines():
@@ -160,5 +160,6 @@ def _finish_root(root: Path, release: str) -> None:
 
     shutil.copy2(_GUEST_FILES / "init", root / "lab-init")
     (root / "lab-init").chmod(0o755)
-    for name in ("lab", "project", "persist", "etc/multipath", "etc/target", "var/lib/attachd", "var/lib/iscsi"):
+    for name in ("lab", "project", "persist", "mnt", "usr/local/bin", "usr/local/sbin", "etc/multipath", "etc/target",
+                 "var/lib/attachd", "var/lib/iscsi"):
         (root / name).mkdir(parents=True, exist_ok=True)

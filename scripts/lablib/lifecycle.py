@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable
 
 from lablib import cinder, guest, target
 from lablib.accelerator import accelerator
@@ -28,7 +28,7 @@ class Wishes:
 
     nodes: int
     fast_failover: bool
-    find_multipaths: Optional[str]
+    find_multipaths: str | None
 
 
 class _Timing:
@@ -57,8 +57,8 @@ def up(lab: Lab, wishes: Wishes) -> None:
         had_processes = set(lab.processes.running())
         try:
             _start(lab, wishes, timing)
-        except BaseException:
-            _show_logs(lab)
+        except BaseException as error:
+            _show_logs(lab, str(error))
             for name in sorted(set(lab.processes.running()) - had_processes):
                 lab.processes.stop(name, at_once=True)
             if not had_processes:
@@ -69,6 +69,8 @@ def up(lab: Lab, wishes: Wishes) -> None:
 
 
 def _start(lab: Lab, wishes: Wishes, timing: _Timing) -> None:
+    if not lab.processes.running():
+        _forget(lab, keep_logs=False)  # what a lab that ended without `down` left: its ports may be others' by now
     lab.directory.mkdir(parents=True, exist_ok=True)
     lab.directory.chmod(0o700)
     for directory in (lab.logs, lab.share):
@@ -78,7 +80,7 @@ def _start(lab: Lab, wishes: Wishes, timing: _Timing) -> None:
         images = pool.submit(image)
         programs = pool.submit(lambda: (cinder.database(cinder.install()), target.install()))
         settings = _settle(lab, wishes, images)
-        work: List[Future[Any]] = [pool.submit(_start_storage, lab, settings, programs, timing)]
+        work: list[Future[Any]] = [pool.submit(_start_storage, lab, settings, programs, timing)]
         for node in settings.nodes.values():
             if not lab.processes.find(guest.process_name(node)):
                 work.append(pool.submit(_boot, lab, settings, node, images.result(), timing))
@@ -89,10 +91,9 @@ def _start(lab: Lab, wishes: Wishes, timing: _Timing) -> None:
 def _settle(lab: Lab, wishes: Wishes, images: Future[Image]) -> Settings:
     """Choose ports and record them; keep what was chosen for what runs."""
     settings = lab.load()
-    if settings is None or not lab.processes.running():
+    if settings is None:
         cinder_port = free_port([])
-        settings = Settings(accelerator(images.result()), cinder_port, free_port([cinder_port]),
-                            has_ipv6_loopback(), settings.nodes if settings else {})
+        settings = Settings(accelerator(images.result()), cinder_port, free_port([cinder_port]), has_ipv6_loopback(), {})
     taken = [settings.cinder_port, settings.iscsi_port]
     for number in range(1, wishes.nodes + 1):
         name = f"node{number}"
@@ -138,7 +139,7 @@ def down(lab: Lab) -> None:
             guest.disconnect(lab, node)
         running = lab.processes.running()
         for name in running:
-            lab.processes.stop(name, at_once=name.startswith("node-"))
+            lab.processes.stop(name, at_once=True)  # nothing of it is kept; and tgtd ignores SIGTERM
         _forget(lab, keep_logs=False)
         say(f"lab {lab.name}: " + (f"ended {', '.join(running)}" if running else "nothing was running"))
 
@@ -157,7 +158,7 @@ def _forget(lab: Lab, *, keep_logs: bool) -> None:
         lab.directory.rmdir()
 
 
-def status(lab: Lab) -> Dict[str, Any]:
+def status(lab: Lab) -> dict[str, Any]:
     """Describe the lab: what runs, and how to reach it."""
     settings = lab.load()
     if settings is None:
@@ -197,8 +198,8 @@ def status(lab: Lab) -> Dict[str, Any]:
     }
 
 
-def _show_logs(lab: Lab) -> None:
+def _show_logs(lab: Lab, error: str) -> None:
+    """Show the ends of the logs that an error names."""
     for path in sorted(lab.logs.glob("*.log")):
-        text = path.read_text(errors="replace")
-        if text.strip():
-            say(f"the end of {path}:\n{tail(text, 15)}")
+        if str(path) in error and path.stat().st_size:
+            say(f"the end of {path}:\n{tail(path.read_text(errors='replace'))}")

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import List
+from typing import Optional
 
 from lablib.cache import artefact, cache_dir, content_key, locked
 from lablib.commands import run
@@ -31,7 +31,7 @@ _APT_OPTIONS = ["-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"
 SYSTEM_PYTHON = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else (shutil.which("python3") or "python3")
 
 
-def missing_packages() -> List[str]:
+def missing_packages() -> list[str]:
     """Name the Debian packages that have to be installed."""
     missing = [package for program, package in _PROGRAMS.items() if not shutil.which(program)]
     missing += [package for path, package in _FILES.items() if not os.path.exists(path)]
@@ -56,14 +56,14 @@ def ensure_packages() -> None:
         apt_get(["install", *_APT_OPTIONS, *missing])
 
 
-def apt_get(arguments: List[str], **options: Path) -> str:
+def apt_get(arguments: list[str], *, cwd: Optional[Path] = None) -> str:
     """Run apt-get; if it fails, once more with fresh package lists."""
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
     try:
-        return run(["apt-get", *arguments], timeout=1200, env=env, **options)
+        return run(["apt-get", *arguments], timeout=1200, env=env, cwd=cwd)
     except LabError:
         run(["apt-get", "update"], timeout=300, env=env)
-        return run(["apt-get", *arguments], timeout=1200, env=env, **options)
+        return run(["apt-get", *arguments], timeout=1200, env=env, cwd=cwd)
 
 
 def unpacked(package: str) -> Path:

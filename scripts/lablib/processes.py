@@ -8,8 +8,8 @@ import os
 import select
 import signal
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence
 
 from lablib.errors import LabError
 
@@ -20,7 +20,7 @@ class Process:
 
     pid: int
     started: int
-    argv: List[str]
+    argv: list[str]
 
     def alive(self) -> bool:
         """Tell whether exactly this process still runs."""
@@ -48,21 +48,23 @@ class Process:
         except OSError:
             return
         try:
+            if not self.alive():
+                return
             if not at_once:
                 self.send(signal.SIGTERM)
                 self.send(signal.SIGCONT)
-                if self._wait(handle, patience):
+                if _ended(handle, patience):
                     return
             self.send(signal.SIGKILL)
-            if not self._wait(handle, 30.0):
+            if not _ended(handle, 30.0):
                 raise LabError(f"process {self.pid} did not end after SIGKILL: {self.argv[0]}")
         finally:
             os.close(handle)
 
-    def _wait(self, handle: int, timeout: float) -> bool:
-        if not self.alive():
-            return True
-        return bool(select.select([handle], [], [], timeout)[0])
+
+def _ended(handle: int, timeout: float) -> bool:
+    """Wait for the end itself: a dying process looks dead in /proc before its files and ports are free."""
+    return bool(select.select([handle], [], [], timeout)[0])
 
 
 class ProcessTable:
@@ -77,7 +79,7 @@ class ProcessTable:
         argv: Sequence[str],
         *,
         log: Path,
-        env: Optional[Mapping[str, str]] = None,
+        env: Mapping[str, str] | None = None,
     ) -> Process:
         """Start a daemon in a session of its own and record it."""
         with open(log, "ab") as output:
@@ -95,12 +97,12 @@ class ProcessTable:
         unfinished.replace(record)
         return process
 
-    def find(self, name: str) -> Optional[Process]:
+    def find(self, name: str) -> Process | None:
         """Return the process of that name if it runs."""
         process = self._load(self._record(name))
         return process if process and process.alive() else None
 
-    def running(self) -> Dict[str, Process]:
+    def running(self) -> dict[str, Process]:
         """Return all processes that run, by name."""
         names = sorted(path.stem for path in self._directory.glob("*.json"))
         found = {name: self.find(name) for name in names}
@@ -118,7 +120,7 @@ class ProcessTable:
         return self._directory / f"{name}.json"
 
     @staticmethod
-    def _load(path: Path) -> Optional[Process]:
+    def _load(path: Path) -> Process | None:
         try:
             return Process(**json.loads(path.read_text()))
         except FileNotFoundError:

@@ -9,7 +9,6 @@ import random
 import re
 import socket
 from pathlib import Path
-from typing import Dict, List, Optional
 
 from lablib.errors import LabError
 from lablib.processes import ProcessTable
@@ -29,7 +28,7 @@ class Node:
     number: int
     ssh_port: int
     fast_failover: bool
-    find_multipaths: Optional[str]
+    find_multipaths: str | None
 
     @property
     def iqn(self) -> str:
@@ -50,7 +49,7 @@ class Settings:
     cinder_port: int
     iscsi_port: int
     ipv6: bool
-    nodes: Dict[str, Node]
+    nodes: dict[str, Node]
 
 
 class Lab:
@@ -75,7 +74,7 @@ class Lab:
         """Return where a node's disk is."""
         return self.directory / "nodes" / name
 
-    def load(self) -> Optional[Settings]:
+    def load(self) -> Settings | None:
         """Return the lab's record, or None if it isn't up."""
         try:
             record = json.loads(self._settings_file.read_text())
@@ -110,7 +109,7 @@ def has_ipv6_loopback() -> bool:
     return _free("::1", 0)
 
 
-def free_port(taken: List[int]) -> int:
+def free_port(taken: list[int]) -> int:
     """Choose a port that is free on loopback, IPv4 and (where there is one) IPv6."""
     addresses = ["127.0.0.1"] + (["::1"] if has_ipv6_loopback() else [])
     for port in random.sample(_PORTS, 200):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Dict
 
 from lablib.commands import wait_until
 from lablib.errors import LabError
@@ -20,7 +19,7 @@ def install() -> Path:
     return unpacked("tgt")
 
 
-def environment(lab: Lab, tgt: Path) -> Dict[str, str]:
+def environment(lab: Lab, tgt: Path) -> dict[str, str]:
     """Return the environment in which tgt's programs find each other, their libraries and the lab's tgtd."""
     libraries = [str(path) for path in (tgt / "usr/lib/x86_64-linux-gnu", tgt / "lib/x86_64-linux-gnu") if path.is_dir()]
     return {
