@@ -1,8 +1,30 @@
 //! attachd attaches OpenStack Cinder volumes to Linux nodes without Nova.
-#![forbid(unsafe_code)]
+//!
+//! ```text
+//!   a request (command line, directory of YAML, custom resource)
+//!       │
+//!       ▼                   ┌────────► cinder   attachments API
+//!   attach: observe → plan → execute ─► ledger  what can't be observed again
+//!                           └────────► host     iscsiadm, sysfs, multipathd, mount
+//! ```
+//!
+//! Imports go one way only; `tests/layering.rs` reads them and fails on an arrow that is not here:
+//!
+//! | module         | may use                                        |
+//! |----------------|------------------------------------------------|
+//! | `cli`          | everything but `testing`                       |
+//! | `requests_dir` | `attach`, `cinder`, `crd`, `host`, `model`, `projection` |
+//! | `projection`   | `attach`, `crd`, `model`                       |
+//! | `attach`       | `cinder`, `host`, `model`                      |
+//! | `cinder`, `crd`, `host` | `model`                               |
+//! | `model`        | nothing of ours                                |
 
 pub mod attach;
 pub mod cinder;
+pub mod cli;
+pub mod config;
 pub mod crd;
 pub mod host;
 pub mod model;
+pub mod projection;
+pub mod requests_dir;

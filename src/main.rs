@@ -1,1 +1,8 @@
-fn main() {}
+//! The `attachd` binary.
+
+use std::process::ExitCode;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    attachd::cli::main().await
+}

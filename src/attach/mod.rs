@@ -18,6 +18,7 @@ mod engine;
 mod error;
 mod execute;
 mod identity;
+mod inventory;
 mod ledger;
 mod lock;
 mod plan;
@@ -27,6 +28,7 @@ mod step;
 
 pub use engine::{Attached, Engine, EngineConfig, Outcome, PathStatus, Progress};
 pub use error::AttachError;
+pub use inventory::{Chain, Inventory, OtherSession, PathChain};
 pub use ledger::{FormatProgress, Ledger, LedgerError, Origin, Record, Reservation};
 pub use plan::{Next, Plan, plan};
 pub use refusal::Refusal;

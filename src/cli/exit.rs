@@ -1,0 +1,104 @@
+//! From an error to words on stderr and an exit code.
+
+use std::{io, process::ExitCode};
+
+use anstream::eprintln;
+
+use crate::{
+    attach::{AttachError, LedgerError},
+    cinder::CinderError,
+    host::HostError,
+};
+
+/// What every command's long help and the manual say.
+pub(super) const HELP: &str = "\
+Exit codes:
+    0  done, or nothing to do
+    1  another failure
+    2  the command line is wrong
+    3  refused: the volume, the node or the request does not allow it; nothing was changed, or it was taken back
+    4  Cinder failed, refused or could not be reached
+    5  the node failed: a device, a session, a map, a mount
+    6  something is left half done and is in the ledger; attachd detach VOLUME goes on from there
+    7  the ledger can't be used, or another attachd works on the volume
+  130  stopped by a signal; what was begun was taken back or is in the ledger";
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    #[error(transparent)]
+    Cinder(#[from] CinderError),
+    #[error(transparent)]
+    Host(#[from] HostError),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    Other(String),
+    #[error("could not write the result")]
+    Write(#[from] io::Error),
+}
+
+impl Failure {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Attach(error) => code_of(error),
+            Self::Cinder(_) => 4,
+            Self::Host(_) => 5,
+            Self::Ledger(_) => 7,
+            Self::Usage(_) => 2,
+            Self::Other(_) | Self::Write(_) => 1,
+        }
+    }
+
+    fn reason(&self) -> Option<&'static str> {
+        match self {
+            Self::Attach(error) => Some(error.reason()),
+            Self::Cinder(error) => Some(error.reason()),
+            Self::Host(error) => Some(error.reason()),
+            Self::Ledger(error) => Some(error.reason()),
+            Self::Usage(_) | Self::Other(_) | Self::Write(_) => None,
+        }
+    }
+
+    /// Prints the error and its causes, and gives the exit code. A reader that went away is no failure.
+    pub(super) fn report(&self) -> ExitCode {
+        if let Self::Write(error) = self
+            && error.kind() == io::ErrorKind::BrokenPipe
+        {
+            return ExitCode::SUCCESS;
+        }
+        match self.reason() {
+            Some(reason) => eprintln!("attachd: {self} [{reason}]"),
+            None => eprintln!("attachd: {self}"),
+        }
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            eprintln!("  because: {error}");
+            cause = error.source();
+        }
+        ExitCode::from(self.code())
+    }
+}
+
+fn code_of(error: &AttachError) -> u8 {
+    match error {
+        AttachError::Refused(_)
+        | AttachError::Connection { .. }
+        | AttachError::OwnedByOther { .. } => 3,
+        AttachError::Cinder { .. } => 4,
+        AttachError::Host { .. } => 5,
+        AttachError::NotRolledBack { .. } => 6,
+        AttachError::Ledger(_) => 7,
+        AttachError::Stopped { .. } => 130,
+        AttachError::NoProgress { .. } => 1,
+    }
+}
+
+/// A wrong command line.
+pub(super) fn usage(what: &str) -> ExitCode {
+    Failure::Usage(what.to_owned()).report()
+}

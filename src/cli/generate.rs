@@ -1,0 +1,45 @@
+use std::{fs, io, path::PathBuf};
+
+use clap::{Args, CommandFactory as _};
+use clap_complete::Shell;
+
+use super::{Cli, exit::Failure, output};
+use crate::crd;
+
+pub(super) fn crd() -> Result<(), Failure> {
+    let manifests = crd::manifests().map_err(io::Error::other)?;
+    Ok(output::write(&manifests)?)
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Completions {
+    /// bash, elvish, fish, powershell or zsh
+    shell: Shell,
+}
+
+impl Completions {
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut Cli::command(), "attachd", &mut script);
+        Ok(output::write(&String::from_utf8_lossy(&script))?)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Man {
+    /// Write attachd.1, attachd-attach.1, … here instead
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+impl Man {
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        if let Some(dir) = &self.dir {
+            fs::create_dir_all(dir)?;
+            return Ok(clap_mangen::generate_to(Cli::command(), dir)?);
+        }
+        let mut page = Vec::new();
+        clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+        Ok(output::write(&String::from_utf8_lossy(&page))?)
+    }
+}
