@@ -158,6 +158,11 @@ def _remote(argv: Sequence[str], timeout: float) -> str:
     return f"timeout --kill-after=5 {timeout:g} {shlex.join(argv)}; exit $?"
 
 
+def command(lab: Lab, node: Node, argv: Sequence[str], *, timeout: float) -> list[str]:
+    """Return the command line that runs a command in the node."""
+    return [*_ssh(lab, node), _remote(argv, timeout)]
+
+
 def execute(lab: Lab, node: Node, argv: Sequence[str], *, timeout: float, stdin: int = subprocess.DEVNULL) -> int:
     """Run a command in the node with this process's output; return its exit code, 124 after the time limit."""
     try:
