@@ -1,16 +1,47 @@
 //! The block-storage client: Cinder's v3 attachments API (microversion 3.27 to 3.54 and later).
 //!
 //! The engine needs only [`BlockStorage`]; [`Client`] is the real one, over HTTP.
+//!
+//! ```text
+//! client.rs     one method per operation, what each answer is worth
+//! list.rs       filters and pages
+//!    │ Call
+//! transport.rs  agrees on a version when refused, repeats what may be repeated, sends
+//!    │ Answer
+//! answer.rs     an answer becomes a value or an error
+//! ```
+//!
+//! - No `null` is ever sent, and no connector with a reservation: where the back end fails, Cinder
+//!   would keep the reservation and not tell its id.
+//! - Only a 404 that Cinder itself gave about that object means "gone".
+//! - Connection info holds the CHAP password, whoever asks for it: it lives in a [`Secret`](crate::model::Secret),
+//!   and no body or token reaches a log or an error.
+
+mod answer;
+mod auth;
+mod backoff;
+mod client;
+mod error;
+mod list;
+mod microversion;
+mod operation;
+mod transport;
+mod types;
+mod wire;
 
 use std::future::Future;
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use uuid::Uuid;
 
-use crate::model::{
-    AccessMode, AttachmentId, ConnectionInfo, ConnectionInfoError, Connector, Secret, VolumeId,
-};
+use crate::model::{AccessMode, AttachmentId, Connector, VolumeId};
+
+pub use auth::Auth;
+pub use client::{Client, ClientConfig};
+pub use error::{Answered, CinderError};
+pub use list::ListQuery;
+pub use microversion::{Microversion, MicroversionError, PREFERRED};
+pub use operation::Operation;
+pub use types::{Attachment, AttachmentStatus, AttachmentSummary, Deleted, Volume, VolumeUse};
 
 /// What the engine asks of Cinder.
 ///
@@ -56,115 +87,4 @@ pub trait BlockStorage: Send + Sync {
 
     /// Deletes an attachment; one that is gone already is a success.
     fn delete(&self, id: AttachmentId) -> impl Future<Output = Result<(), CinderError>> + Send;
-}
-
-/// A volume, as far as attaching needs it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Volume {
-    /// Its id.
-    pub id: VolumeId,
-    /// Its name; may be empty.
-    pub name: String,
-    /// Cinder's word: `available`, `reserved`, `attaching`, `in-use`, `error`, …
-    pub status: String,
-    /// Its size in GiB, as Cinder states it.
-    pub size_gib: u64,
-    /// Whether more than one attachment may exist.
-    pub multiattach: bool,
-    /// Who has it: completed and connected attachments.
-    pub attachments: Vec<VolumeUse>,
-}
-
-/// An entry of a volume's `attachments`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct VolumeUse {
-    /// The attachment.
-    pub attachment_id: AttachmentId,
-    /// The connector's host, where Cinder shows it.
-    pub host_name: Option<String>,
-    /// The instance, where there is one.
-    pub server_id: Option<String>,
-}
-
-/// An attachment without its connection info, as `index` lists it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct AttachmentSummary {
-    /// Its id.
-    pub id: AttachmentId,
-    /// Its volume.
-    pub volume_id: VolumeId,
-    /// Its status.
-    pub status: AttachmentStatus,
-    /// The instance, where one was given.
-    pub instance: Option<String>,
-}
-
-/// An attachment. Its connection info holds the CHAP password, even when it is only shown.
-#[derive(Debug, Clone)]
-pub struct Attachment {
-    /// What `index` would list.
-    pub summary: AttachmentSummary,
-    /// `rw` or `ro`; `None` where Cinder says `null` (before the update).
-    pub mode: Option<AccessMode>,
-    connection_info: Secret<Value>,
-}
-
-impl Attachment {
-    /// The connection info; `None` while no connector was given.
-    ///
-    /// # Errors
-    /// Where it can't be used ([`ConnectionInfoError`]).
-    pub fn connection_info(&self) -> Result<Option<ConnectionInfo>, ConnectionInfoError> {
-        match self.connection_info.expose() {
-            Value::Null => Ok(None),
-            Value::Object(map) if map.is_empty() => Ok(None),
-            value => ConnectionInfo::parse(value).map(Some),
-        }
-    }
-}
-
-/// An attachment's status.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AttachmentStatus {
-    /// Without a connector.
-    Reserved,
-    /// With a connector.
-    Attaching,
-    /// Completed.
-    Attached,
-    /// Deleted, or about to be.
-    Detached,
-    /// The backend failed to export the volume.
-    ErrorAttaching,
-    /// The backend failed to withdraw the export.
-    ErrorDetaching,
-    /// Anything newer.
-    #[serde(untagged)]
-    Other(String),
-}
-
-/// Cinder refused, failed, or could not be asked.
-#[derive(Debug, thiserror::Error)]
-pub enum CinderError {
-    /// PLACEHOLDER
-    #[error("{0}")]
-    Placeholder(String),
-}
-
-impl CinderError {
-    /// The CamelCase word that conditions, events and metrics use.
-    pub fn reason(&self) -> &'static str {
-        "Placeholder"
-    }
-
-    /// Whether Cinder certainly did not do what was asked.
-    pub fn nothing_was_created(&self) -> bool {
-        false
-    }
-
-    /// When to try again.
-    pub fn retry(&self) -> crate::model::Retry {
-        crate::model::Retry::Backoff
-    }
 }

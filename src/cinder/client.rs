@@ -1,0 +1,284 @@
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use tracing::warn;
+use uuid::Uuid;
+
+use super::{
+    Attachment, AttachmentStatus, AttachmentSummary, Auth, BlockStorage, CinderError, Deleted,
+    ListQuery, Microversion, Operation, PREFERRED, Volume,
+    answer::Answer,
+    transport::{Call, Transport},
+    wire::{AttachmentAnswer, AttachmentsAnswer, Body, VolumeAnswer, WireSummary},
+};
+use crate::model::{AccessMode, AttachmentId, Connector, VolumeId};
+
+/// Limits of a [`Client`].
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// For a connection to be there.
+    pub connect_timeout: Duration,
+    /// For one request, until its answer is read. A call ends within twice that, repeats included
+    /// (its version may have to be looked up, which is another call).
+    pub request_timeout: Duration,
+    /// The same for an update, in which the storage back end exports the volume.
+    pub update_timeout: Duration,
+    /// How often a request is sent that may be repeated. A reservation is sent once.
+    pub tries: u32,
+    /// The pause after the first try; it doubles from there.
+    pub first_pause: Duration,
+    /// The highest API version to ask for.
+    pub highest_version: Microversion,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(30),
+            update_timeout: Duration::from_secs(60),
+            tries: 3,
+            first_pause: Duration::from_millis(250),
+            highest_version: PREFERRED,
+        }
+    }
+}
+
+impl ClientConfig {
+    pub(super) fn limit(&self, operation: Operation) -> Duration {
+        match operation {
+            Operation::Update(_) => self.update_timeout,
+            Operation::Discover
+            | Operation::ShowVolume(_)
+            | Operation::Reserve(_)
+            | Operation::Complete(_)
+            | Operation::Show(_)
+            | Operation::List
+            | Operation::Delete(_) => self.request_timeout,
+        }
+    }
+}
+
+/// Cinder over HTTP. Cheap to share by reference; connections are re-used.
+#[derive(Debug)]
+pub struct Client {
+    pub(super) transport: Transport,
+}
+
+impl Client {
+    /// A client; nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`CinderError::NoHttpClient`]: the machine has no CA certificates.
+    pub fn new(auth: Auth, config: ClientConfig) -> Result<Self, CinderError> {
+        Ok(Self { transport: Transport::new(auth, config)? })
+    }
+
+    /// The API version in use: the wanted one, until the cloud refused it.
+    pub fn version(&self) -> Microversion {
+        self.transport.version()
+    }
+
+    async fn send(
+        &self,
+        operation: Operation,
+        method: Method,
+        path: String,
+        body: Body<'_>,
+    ) -> Result<Answer, CinderError> {
+        self.transport.send(Call { operation, method, path, query: Vec::new(), body }).await
+    }
+
+    /// Shows a volume.
+    ///
+    /// # Errors
+    /// [`CinderError::NotFound`] where there is none of that id, and all others.
+    pub async fn show_volume(&self, id: VolumeId) -> Result<Volume, CinderError> {
+        let path = format!("/volumes/{id}");
+        let answer = self.send(Operation::ShowVolume(id), Method::GET, path, Body::None).await?;
+        let volume: Volume = answer.json::<VolumeAnswer>()?.into();
+        same(&answer, "volume", &volume.id, &id)?;
+        Ok(volume)
+    }
+
+    /// Creates an attachment without a connector. It is sent once, whatever happens: see
+    /// [`CinderError::may_have_happened`].
+    ///
+    /// Before 3.54 Cinder takes the mode from the connector only: put it there too.
+    ///
+    /// # Errors
+    /// [`CinderError::Refused`] while the volume's status does not allow it, and all others.
+    pub async fn create(
+        &self,
+        volume: VolumeId,
+        instance: Option<Uuid>,
+        mode: AccessMode,
+    ) -> Result<Attachment, CinderError> {
+        let body = Body::Reserve { volume, instance, mode };
+        let operation = Operation::Reserve(volume);
+        let answer = self.send(operation, Method::POST, "/attachments".to_owned(), body).await?;
+        if mode == AccessMode::Ro && self.version() < Microversion::MODE {
+            warn!(
+                %volume,
+                version = %self.version(),
+                "this Cinder takes no access mode with a reservation (from 3.54 on): it records read-only only once the connector says so"
+            );
+        }
+        let attachment: Attachment = answer.json::<AttachmentAnswer>()?.into();
+        same(&answer, "volume", &attachment.summary.volume_id, &volume)?;
+        Ok(attachment)
+    }
+
+    /// Gives an attachment the connector, and gets the connection info.
+    ///
+    /// # Errors
+    /// [`CinderError::Conflict`] where the volume is in error or this node has it already,
+    /// [`CinderError::ServerFault`] where the back end failed (the attachment stays), and all others.
+    pub async fn update(
+        &self,
+        id: AttachmentId,
+        connector: &Connector,
+    ) -> Result<Attachment, CinderError> {
+        let body = Body::Update(connector);
+        let path = format!("/attachments/{id}");
+        let answer = self.send(Operation::Update(id), Method::PUT, path, body).await?;
+        let mut attachment: Attachment = answer.json::<AttachmentAnswer>()?.into();
+        same(&answer, "attachment", &attachment.summary.id, &id)?;
+        // All but the connection info is from before the update; this is what it leaves.
+        attachment.summary.status = AttachmentStatus::Attaching;
+        attachment.attached_at = None;
+        attachment.mode = attachment.mode.or(connector.mode).or(Some(AccessMode::default()));
+        Ok(attachment)
+    }
+
+    /// Marks an attachment as in use. Cinder does not check that it has a connector.
+    ///
+    /// # Errors
+    /// [`CinderError::TooOld`] before 3.44, and all others.
+    pub async fn complete(&self, id: AttachmentId) -> Result<(), CinderError> {
+        let path = format!("/attachments/{id}/action");
+        let answer = self.send(Operation::Complete(id), Method::POST, path, Body::Complete).await?;
+        if answer.is_empty() { Ok(()) } else { Err(answer.nonsense("it has a body")) }
+    }
+
+    /// Shows an attachment, with its connection info.
+    ///
+    /// # Errors
+    /// [`CinderError::NotFound`] where there is none of that id, and all others.
+    pub async fn show(&self, id: AttachmentId) -> Result<Attachment, CinderError> {
+        let path = format!("/attachments/{id}");
+        let answer = self.send(Operation::Show(id), Method::GET, path, Body::None).await?;
+        let attachment: Attachment = answer.json::<AttachmentAnswer>()?.into();
+        same(&answer, "attachment", &attachment.summary.id, &id)?;
+        Ok(attachment)
+    }
+
+    /// Deletes an attachment: withdraws the export and frees the volume.
+    ///
+    /// # Errors
+    /// [`CinderError::HeldByNova`] where it names an instance and Nova did not consent, and all others.
+    pub async fn delete(&self, id: AttachmentId) -> Result<Deleted, CinderError> {
+        let path = format!("/attachments/{id}");
+        match self.send(Operation::Delete(id), Method::DELETE, path, Body::None).await {
+            Ok(answer) if answer.status == StatusCode::NO_CONTENT => {
+                Ok(Deleted::Deleted { remaining: Vec::new() })
+            }
+            Ok(answer) => {
+                let left: AttachmentsAnswer<WireSummary> = answer.json()?;
+                let remaining = left.attachments.into_iter().map(AttachmentSummary::from).collect();
+                Ok(Deleted::Deleted { remaining })
+            }
+            Err(CinderError::NotFound(_)) => Ok(Deleted::AlreadyGone),
+            Err(error) => Err(self.explain_refused_delete(id, error).await),
+        }
+    }
+
+    /// Cinder asks Nova about connected attachments that name an instance, and a failure to ask is
+    /// a bare 500: only the attachment tells that this may be why.
+    async fn explain_refused_delete(&self, id: AttachmentId, error: CinderError) -> CinderError {
+        let answered = match error {
+            CinderError::Conflict(answered) | CinderError::ServerFault(answered)
+                if matches!(answered.status, 409 | 500) =>
+            {
+                answered
+            }
+            other => return other,
+        };
+        let instance = match self.show(id).await {
+            Ok(Attachment { summary, .. }) if summary.status != AttachmentStatus::Reserved => {
+                summary.instance
+            }
+            Ok(_) | Err(_) => None,
+        };
+        match (instance, answered.status) {
+            (Some(instance), _) => CinderError::HeldByNova { instance, answered },
+            (None, 409) => CinderError::Conflict(answered),
+            (None, _) => CinderError::ServerFault(answered),
+        }
+    }
+}
+
+/// An answer about something else is worse than none.
+fn same<T: PartialEq + std::fmt::Display>(
+    answer: &Answer,
+    what: &str,
+    got: &T,
+    asked: &T,
+) -> Result<(), CinderError> {
+    if got == asked {
+        Ok(())
+    } else {
+        Err(answer.nonsense(format!("it is about {what} {got}, not {asked}")))
+    }
+}
+
+/// `None` for what isn't there.
+fn found<T>(result: Result<T, CinderError>) -> Result<Option<T>, CinderError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(CinderError::NotFound(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl BlockStorage for Client {
+    async fn volume(&self, id: VolumeId) -> Result<Option<Volume>, CinderError> {
+        found(self.show_volume(id).await)
+    }
+
+    async fn reserve(
+        &self,
+        volume: VolumeId,
+        instance: Option<Uuid>,
+        mode: AccessMode,
+    ) -> Result<Attachment, CinderError> {
+        self.create(volume, instance, mode).await
+    }
+
+    async fn update(
+        &self,
+        id: AttachmentId,
+        connector: &Connector,
+    ) -> Result<Attachment, CinderError> {
+        self.update(id, connector).await
+    }
+
+    async fn complete(&self, id: AttachmentId) -> Result<(), CinderError> {
+        self.complete(id).await
+    }
+
+    async fn attachment(&self, id: AttachmentId) -> Result<Option<Attachment>, CinderError> {
+        found(self.show(id).await)
+    }
+
+    async fn attachments_of(
+        &self,
+        volume: VolumeId,
+    ) -> Result<Vec<AttachmentSummary>, CinderError> {
+        self.list(&ListQuery { volume_id: Some(volume), ..ListQuery::default() }).await
+    }
+
+    async fn delete(&self, id: AttachmentId) -> Result<(), CinderError> {
+        self.delete(id).await.map(drop)
+    }
+}
