@@ -102,7 +102,7 @@ impl Client {
     }
 
     /// Creates an attachment without a connector. It is sent once, whatever happens: see
-    /// [`CinderError::may_have_happened`].
+    /// [`CinderError::nothing_was_created`].
     ///
     /// Before 3.54 Cinder takes the mode from the connector only: put it there too.
     ///

@@ -228,13 +228,10 @@ impl CinderError {
         }
     }
 
-    /// Whether Cinder may have done what was asked, all the same. After such an error a reservation
-    /// may exist whose id nobody knows.
-    pub fn may_have_happened(&self) -> bool {
+    /// Whether Cinder certainly did not do what was asked. Where it may have done it all the same, a
+    /// reservation may exist whose id nobody knows.
+    pub fn nothing_was_created(&self) -> bool {
         match self {
-            Self::Disconnected { .. } | Self::TimedOut { .. } | Self::ServerFault(_) => true,
-            // A refusal that isn't Cinder's came from somebody before it.
-            Self::Nonsense { answered, .. } => !(300..500).contains(&answered.status),
             Self::Configuration { .. }
             | Self::NoHttpClient(_)
             | Self::Unreachable { .. }
@@ -245,7 +242,10 @@ impl CinderError {
             | Self::Conflict(_)
             | Self::HeldByNova { .. }
             | Self::Overloaded { .. }
-            | Self::TooOld { .. } => false,
+            | Self::TooOld { .. } => true,
+            Self::Disconnected { .. } | Self::TimedOut { .. } | Self::ServerFault(_) => false,
+            // A refusal that isn't Cinder's came from somebody before it.
+            Self::Nonsense { answered, .. } => (300..500).contains(&answered.status),
         }
     }
 
