@@ -85,9 +85,9 @@ async fn no_chap_password_and_no_token_reaches_a_log_an_error_or_a_debug_print()
         .finish();
     // One thread: the requests run where the subscriber is.
     let guard = tracing::subscriber::set_default(subscriber);
-    let mut shown = String::new();
+    let mut shown = Vec::new();
     let mut see = |attachment: &Attachment| {
-        shown += &format!("{attachment:?} {attachment:#?} {:?}", attachment.connection_info());
+        shown.push(format!("{attachment:?} {attachment:#?} {:?}", attachment.connection_info()));
     };
 
     let replay = Replay::of(exchanges("attach.txt", &["update", "show after the update"])).await;
@@ -103,7 +103,7 @@ async fn no_chap_password_and_no_token_reaches_a_log_an_error_or_a_debug_print()
     replay.finish();
 
     // The same bodies where they must not be: cut off, under another status, in another place.
-    let whole = exchange("attach.txt", "show after the update").to_anything();
+    let whole = exchange("attach.txt", "show after the update").for_anything();
     let cut = Exchange { body: whole.body[..whole.body.len() - 20].to_owned(), ..whole.clone() };
     let refused = Exchange { status: 400, ..whole.clone() };
     let failed = Exchange { status: 500, ..whole.clone() };
@@ -120,14 +120,14 @@ async fn no_chap_password_and_no_token_reaches_a_log_an_error_or_a_debug_print()
         cinder.detail(&ListQuery::default()).await.map(drop).unwrap_err(),
         cinder.complete(attachment(ATTACHMENT)).await.unwrap_err(),
     ] {
-        shown += &show(&error);
+        shown.push(show(&error));
     }
     replay.finish();
     drop(guard);
 
     let logged = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     assert!(logged.contains("Cinder answered"), "the log was not captured: {logged}");
-    for (place, text) in [("a log", &logged), ("a print", &shown)] {
+    for (place, text) in [("a log", &logged), ("a print", &shown.concat())] {
         for password in passwords() {
             assert!(!text.contains(&password), "{password} reached {place}");
         }

@@ -23,8 +23,8 @@ fn attachment(text: &str) -> AttachmentId {
     text.parse().unwrap()
 }
 
-fn instance(text: &str) -> Option<Uuid> {
-    Some(text.parse().unwrap())
+fn instance(text: &str) -> Uuid {
+    text.parse().unwrap()
 }
 
 /// A fault as Cinder would say it.
@@ -77,7 +77,7 @@ async fn a_cloud_of_3_27_gets_requests_of_3_27_without_a_mode() {
     let replay = Replay::of(recording("old.txt")).await;
     let cinder = replay.client_up_to(27);
     let id = volume("7a29c609-53cc-4134-830f-6d08a0b9da91");
-    let server = instance("b0d7b40c-0320-4fd4-95a6-6aa9af1312e9");
+    let server = Some(instance("b0d7b40c-0320-4fd4-95a6-6aa9af1312e9"));
     let reserved = cinder.reserve(id, server, AccessMode::Rw).await.unwrap();
     let connector = Connector {
         multipath: false,
@@ -182,7 +182,7 @@ async fn a_delete_that_waits_for_nova_says_so_and_what_to_do() {
 /// Trap 3.
 #[tokio::test]
 async fn a_failed_delete_of_an_attachment_without_an_instance_does_not_blame_nova() {
-    let mut failed = exchange("nova.txt", "nova down").to_anything();
+    let mut failed = exchange("nova.txt", "nova down").for_anything();
     failed.body = failed.body.replace("394637e9-891d-469e-9b29-28a689f21fa0", ATTACHMENT);
     let show = exchange("attach.txt", "show after the update");
     let replay = Replay::of(vec![failed, show]).await;
@@ -195,7 +195,7 @@ async fn a_failed_delete_of_an_attachment_without_an_instance_does_not_blame_nov
 #[tokio::test]
 async fn a_second_reservation_is_refused_in_cinders_words_and_worth_a_later_try() {
     let normal = "ff1b7fa0-30b8-49ac-85cb-20d12141625f";
-    let other = instance("dbd34eec-8535-44c5-98fc-0f824f174dad");
+    let other = Some(instance("dbd34eec-8535-44c5-98fc-0f824f174dad"));
     let multi = "72d3b1e9-94fb-4e09-b3af-b16affe8368e";
     for (title, id, instance, words) in [
         ("second reserve, other instance", normal, other, "current status is reserved"),
@@ -224,7 +224,7 @@ async fn the_same_instance_gets_a_second_reservation_and_a_delete_tells_what_rem
             .await;
     let cinder = replay.client();
     let id = volume("ff1b7fa0-30b8-49ac-85cb-20d12141625f");
-    let server = instance("ab537f67-9125-4f4a-bb7e-b24b64d9576f");
+    let server = Some(instance("ab537f67-9125-4f4a-bb7e-b24b64d9576f"));
     let second = cinder.reserve(id, server, AccessMode::Rw).await.unwrap();
     let Deleted::Deleted { remaining } = cinder.delete(second.summary.id).await.unwrap() else {
         panic!("it was there")
@@ -287,7 +287,7 @@ async fn a_connector_that_the_back_end_finds_incomplete_is_refused_in_its_words(
         ("update: no initiator", "CinderRefused", "information: initiator"),
         ("update: no host", "CinderFault", "Unable to update the attachment"),
     ] {
-        let replay = Replay::of(vec![exchange("connector.txt", title).to_anything()]).await;
+        let replay = Replay::of(vec![exchange("connector.txt", title).for_anything()]).await;
         let error = replay.client().update(id, &connector()).await.unwrap_err();
         assert_eq!(error.reason(), reason);
         assert!(error.to_string().contains(words), "{error}");
@@ -306,10 +306,10 @@ async fn no_request_holds_a_null_or_nothing_where_cinder_wants_something() {
         let minor = if title == "mode at 3.53" { 53 } else { 54 };
         let id = volume("ff1b7fa0-30b8-49ac-85cb-20d12141625f");
         let mut made = refused.clone();
-        let mode = (minor == 54).then_some(("mode", json!("ro")));
+        let read_only = (minor == 54).then_some(("mode", json!("ro")));
         let body: serde_json::Map<String, Value> = [("volume_uuid", json!(id))]
             .into_iter()
-            .chain(mode)
+            .chain(read_only)
             .map(|(key, value)| (key.to_owned(), value))
             .collect();
         made.sent = Some(json!({"attachment": body}));
@@ -391,14 +391,14 @@ async fn a_list_is_asked_for_by_the_filters_that_work() {
 
 #[tokio::test]
 async fn a_cloud_that_ignores_a_filter_does_not_get_its_other_attachments_through() {
-    let everything = exchange("lists.txt", "an unknown filter at 3.27").to_anything();
-    let ours = volume("5fe10ada-7ebf-40ad-bb90-e8f5e07eab85");
-    let theirs = everything.json()["attachments"].as_array().unwrap().len();
+    let everything = exchange("lists.txt", "an unknown filter at 3.27").for_anything();
+    let asked = volume("5fe10ada-7ebf-40ad-bb90-e8f5e07eab85");
+    let count = everything.json()["attachments"].as_array().unwrap().len();
     let replay = Replay::of(vec![everything.clone(), everything.clone(), everything]).await;
     let cinder = replay.client();
-    let listed = cinder.attachments_of(ours).await.unwrap();
-    assert!(!listed.is_empty() && listed.len() < theirs);
-    assert!(listed.iter().all(|item| item.volume_id == ours));
+    let listed = cinder.attachments_of(asked).await.unwrap();
+    assert!(!listed.is_empty() && listed.len() < count);
+    assert!(listed.iter().all(|item| item.volume_id == asked));
     let nobody = ListQuery { instance_id: Some("x".to_owned()), ..ListQuery::default() };
     assert_eq!(cinder.list(&nobody).await.unwrap(), []);
     let none =
@@ -433,7 +433,7 @@ async fn a_page_that_the_cloud_may_have_cut_is_followed_by_another() {
 
 #[tokio::test]
 async fn a_server_that_ignores_the_marker_does_not_make_us_ask_for_ever() {
-    let page = exchange("lists.txt", "list ?limit=2").to_anything();
+    let page = exchange("lists.txt", "list ?limit=2").for_anything();
     let replay = Replay::of(vec![page.clone(), page]).await;
     let query = ListQuery { page_size: Some(2), ..ListQuery::default() };
     let error = replay.client().list(&query).await.unwrap_err();
@@ -443,7 +443,8 @@ async fn a_server_that_ignores_the_marker_does_not_make_us_ask_for_ever() {
 
 #[tokio::test]
 async fn a_bad_sort_key_is_refused_and_an_unknown_marker_is_worth_a_new_start() {
-    let replay = Replay::of(vec![exchange("lists.txt", "list ?sort=nope:asc").to_anything()]).await;
+    let replay =
+        Replay::of(vec![exchange("lists.txt", "list ?sort=nope:asc").for_anything()]).await;
     let query = ListQuery { sort: Some("nope:asc".to_owned()), ..ListQuery::default() };
     let error = replay.client().list(&query).await.unwrap_err();
     assert!(matches!(error, CinderError::Refused(_)), "{error:?}");
@@ -482,7 +483,7 @@ fn root_up_to(version: &str) -> Exchange {
 
 #[tokio::test]
 async fn a_cloud_without_attachments_is_too_old_and_the_error_says_both_versions() {
-    let refused = exchange("versions.txt", "GET list at 3.99").to_anything();
+    let refused = exchange("versions.txt", "GET list at 3.99").for_anything();
     let replay = Replay::of(vec![refused, root_up_to("3.26")]).await;
     let error = replay.client().list(&ListQuery::default()).await.unwrap_err();
     assert!(matches!(error, CinderError::TooOld { .. }), "{error:?}");
@@ -504,7 +505,7 @@ async fn complete_before_3_44_is_never_sent_and_the_error_says_what_is_lost() {
 #[tokio::test]
 async fn a_proxy_that_drops_the_version_header_never_makes_an_attachment_seem_gone() {
     // What Cinder answers without the header: a 404, in version 3.0.
-    let unversioned = exchange("versions.txt", "GET list at None").to_anything();
+    let unversioned = exchange("versions.txt", "GET list at None").for_anything();
     let replay = Replay::of(vec![unversioned, exchange("versions.txt", "v3 root")]).await;
     let error = replay.client().delete(attachment(ATTACHMENT)).await.unwrap_err();
     assert!(matches!(error, CinderError::Nonsense { .. }), "{error:?}");
@@ -514,7 +515,7 @@ async fn a_proxy_that_drops_the_version_header_never_makes_an_attachment_seem_go
 
 #[tokio::test]
 async fn a_wrong_address_never_makes_an_attachment_seem_gone() {
-    let unrouted = exchange("versions.txt", "v2 root").to_anything();
+    let unrouted = exchange("versions.txt", "v2 root").for_anything();
     let html = Exchange { status: 404, body: "<html>404</html>".to_owned(), ..Exchange::default() };
     for nowhere in [unrouted, html] {
         let replay =
@@ -531,7 +532,7 @@ async fn a_wrong_address_never_makes_an_attachment_seem_gone() {
 #[tokio::test]
 async fn a_project_that_is_not_the_tokens_is_refused_in_cinders_words() {
     let replay =
-        Replay::of(vec![exchange("versions.txt", "other project id in path").to_anything()]).await;
+        Replay::of(vec![exchange("versions.txt", "other project id in path").for_anything()]).await;
     let error = replay.client().list(&ListQuery::default()).await.unwrap_err();
     assert!(error.to_string().contains("Malformed request url"), "{error}");
     replay.finish();
@@ -595,9 +596,9 @@ async fn another_projects_attachment_is_as_if_it_were_not_there() {
 async fn a_volume_that_is_not_there_is_none_and_a_reservation_of_it_names_it() {
     let unknown = exchange("reserve.txt", "volume_uuid unknown");
     let id = "472f3b1d-2453-4cb4-86cc-3a04644aa9f9";
-    let replay = Replay::of(vec![unknown.clone(), unknown.to_anything()]).await;
+    let replay = Replay::of(vec![unknown.clone(), unknown.for_anything()]).await;
     let cinder = replay.client();
-    let server = instance("ab537f67-9125-4f4a-bb7e-b24b64d9576f");
+    let server = Some(instance("ab537f67-9125-4f4a-bb7e-b24b64d9576f"));
     let error = cinder.reserve(volume(id), server, AccessMode::Rw).await.unwrap_err();
     assert!(error.to_string().contains(id) && error.request_id().is_some(), "{error}");
     assert!(cinder.volume(volume(id)).await.unwrap().is_none());
@@ -652,7 +653,7 @@ async fn the_tries_are_counted_and_a_long_retry_after_is_left_to_the_caller() {
 #[tokio::test]
 async fn an_answer_about_something_else_is_worse_than_none() {
     let other = "00000000-0000-4000-8000-000000000000";
-    let answers = |title: &str| exchange("attach.txt", title).to_anything();
+    let answers = |title: &str| exchange("attach.txt", title).for_anything();
     let replay = Replay::of(
         ["reserve", "update", "show after the update", "volume while available"]
             .map(answers)

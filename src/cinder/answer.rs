@@ -73,17 +73,17 @@ impl Answer {
     }
 
     /// What an error may show of this answer.
-    pub(super) fn answered(&self) -> Box<Answered> {
-        Box::new(Answered {
+    fn answered(&self) -> Answered {
+        Answered {
             operation: self.operation,
             status: self.status.as_u16(),
             message: self.fault().map(|fault| fault.message).unwrap_or_default(),
             request_id: self.request_id().map(str::to_owned),
-        })
+        }
     }
 
     pub(super) fn nonsense(&self, what: impl Into<String>) -> CinderError {
-        CinderError::Nonsense { what: what.into(), answered: self.answered() }
+        CinderError::Nonsense { what: what.into(), answered: Box::new(self.answered()) }
     }
 
     /// Whether a 404 is Cinder's own about the object, and not the router's, a proxy's or a web
@@ -119,7 +119,7 @@ impl Answer {
     }
 
     fn refusal(&self) -> CinderError {
-        let answered = self.answered();
+        let answered = Box::new(self.answered());
         // A status means what Cinder means by it only where Cinder gave it.
         let foreign = self.fault().is_none();
         match self.status.as_u16() {

@@ -105,8 +105,7 @@ fn v3_endpoint(text: &str) -> Result<Url, CinderError> {
     url.set_fragment(None);
     let segments: Vec<&str> = url.path().split('/').filter(|s| !s.is_empty()).collect();
     let root = match segments.as_slice() {
-        [root @ .., "v3"] | [root @ .., "v3", _] => root,
-        root => root,
+        [root @ .., "v3"] | [root @ .., "v3", _] | root => root,
     };
     let path: String = root.iter().chain(&["v3"]).flat_map(|segment| ["/", segment]).collect();
     url.set_path(&path);

@@ -36,7 +36,7 @@ impl Default for ClientConfig {
         Self {
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(30),
-            update_timeout: Duration::from_secs(60),
+            update_timeout: Duration::from_mins(1),
             tries: 3,
             first_pause: Duration::from_millis(250),
             highest_version: PREFERRED,

@@ -1,7 +1,5 @@
 use std::{fmt, time::Duration};
 
-use url::Url;
-
 use super::{Microversion, Operation};
 use crate::model::Retry;
 
@@ -25,7 +23,7 @@ pub enum CinderError {
         /// What was asked.
         operation: Operation,
         /// Where.
-        url: Url,
+        url: String,
         /// Why not.
         #[source]
         source: reqwest::Error,
@@ -38,7 +36,7 @@ pub enum CinderError {
         /// What was asked.
         operation: Operation,
         /// Where.
-        url: Url,
+        url: String,
         /// The id that we gave the request.
         request_id: String,
         /// How it broke.
@@ -53,7 +51,7 @@ pub enum CinderError {
         /// What was asked.
         operation: Operation,
         /// Where.
-        url: Url,
+        url: String,
         /// The id that we gave the request.
         request_id: String,
         /// The time limit.

@@ -143,21 +143,22 @@ impl Transport {
     ) -> Result<Answer, CinderError> {
         let limit = self.config.limit(call.operation);
         let deadline = Instant::now() + limit * 2;
-        let tries = if call.operation.is_repeatable() { self.config.tries.max(1) } else { 1 };
+        let repeats =
+            if call.operation.is_repeatable() { self.config.tries.saturating_sub(1) } else { 0 };
         let request_id = format!("req-{}", Uuid::new_v4());
-        let mut tried = 0;
+        let mut done = 0;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let outcome = self.send_once(call, version, &request_id, limit.min(left)).await;
             let Some(wish) = wish_to_repeat(&outcome) else { return outcome };
-            let pause = wish.max(pause(self.config.first_pause, tried));
-            tried += 1;
+            let pause = wish.max(pause(self.config.first_pause, done));
             let left = deadline.saturating_duration_since(Instant::now());
             // Too short a last try would only hide what happened behind its own time-out.
-            if tried >= tries || pause > LONGEST_PAUSE || pause + limit / 4 > left {
+            if done == repeats || pause > LONGEST_PAUSE || pause + limit / 4 > left {
                 return outcome;
             }
-            debug!(operation = %call.operation, tried, ?pause, "asking Cinder again");
+            done += 1;
+            debug!(operation = %call.operation, repeat = done, ?pause, "asking Cinder again");
             tokio::time::sleep(pause).await;
         }
     }
@@ -209,7 +210,7 @@ impl Transport {
             }
             Err(source) => {
                 url.set_query(None);
-                let source = source.without_url();
+                let (url, source) = (url.to_string(), source.without_url());
                 let request_id = request_id.to_owned();
                 let error = if source.is_connect() {
                     CinderError::Unreachable { operation, url, source }

@@ -20,36 +20,36 @@ use attachd::{
 use serde_json::{Value, json};
 use wiremock::{Mock, MockServer, Request, Respond, ResponseTemplate, matchers::any};
 
-pub(crate) const PROJECT: &str = "c0ffee00c0ffee00c0ffee00c0ffee00";
+pub const PROJECT: &str = "c0ffee00c0ffee00c0ffee00c0ffee00";
 
 /// One request and its answer.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Exchange {
-    pub(crate) title: String,
+pub struct Exchange {
+    pub title: String,
     /// Method and path with its query; `None`: whatever is asked.
-    pub(crate) asked: Option<(String, String)>,
-    pub(crate) version: Option<String>,
-    pub(crate) sent: Option<Value>,
-    pub(crate) status: u16,
-    pub(crate) headers: Vec<(String, String)>,
-    pub(crate) body: String,
+    pub asked: Option<(String, String)>,
+    pub version: Option<String>,
+    pub sent: Option<Value>,
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: String,
 }
 
 impl Exchange {
     /// Gives the answer to any request: for answers to requests that this client can't send.
-    pub(crate) fn to_anything(mut self) -> Self {
+    pub fn for_anything(mut self) -> Self {
         self.asked = None;
         self
     }
 
     /// The answer as JSON.
-    pub(crate) fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap()
     }
 }
 
 /// All exchanges of a recording.
-pub(crate) fn recording(file: &str) -> Vec<Exchange> {
+pub fn recording(file: &str) -> Vec<Exchange> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cinder").join(file);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let mut all: Vec<Exchange> = Vec::new();
@@ -99,7 +99,7 @@ fn below_project(path: &str) -> String {
 }
 
 /// The exchange with that title.
-pub(crate) fn exchange(file: &str, title: &str) -> Exchange {
+pub fn exchange(file: &str, title: &str) -> Exchange {
     let mut found: Vec<Exchange> =
         recording(file).into_iter().filter(|exchange| exchange.title == title).collect();
     assert_eq!(found.len(), 1, "{file} has {} exchanges {title:?}", found.len());
@@ -107,7 +107,7 @@ pub(crate) fn exchange(file: &str, title: &str) -> Exchange {
 }
 
 /// Some exchanges of one recording, in that order.
-pub(crate) fn exchanges(file: &str, titles: &[&str]) -> Vec<Exchange> {
+pub fn exchanges(file: &str, titles: &[&str]) -> Vec<Exchange> {
     titles.iter().map(|title| exchange(file, title)).collect()
 }
 
@@ -186,13 +186,13 @@ impl Respond for Player {
 }
 
 /// A server that plays exchanges.
-pub(crate) struct Replay {
+pub struct Replay {
     server: MockServer,
     player: Player,
 }
 
 impl Replay {
-    pub(crate) async fn of(exchanges: Vec<Exchange>) -> Self {
+    pub async fn of(exchanges: Vec<Exchange>) -> Self {
         let player = Player::default();
         player.0.lock().unwrap().expected = exchanges.into();
         let server = MockServer::start().await;
@@ -200,16 +200,16 @@ impl Replay {
         Self { server, player }
     }
 
-    pub(crate) fn client(&self) -> Client {
+    pub fn client(&self) -> Client {
         self.client_up_to(54)
     }
 
-    pub(crate) fn client_up_to(&self, minor: u16) -> Client {
+    pub fn client_up_to(&self, minor: u16) -> Client {
         client_for(&self.server.uri(), Microversion::v3(minor))
     }
 
     /// Checks that all was asked, and nothing else; gives what was asked.
-    pub(crate) fn finish(self) -> Vec<String> {
+    pub fn finish(self) -> Vec<String> {
         let script = self.player.0.lock().unwrap();
         assert!(script.wrong.is_empty(), "{:#?}", script.wrong);
         let left: Vec<&str> = script.expected.iter().map(|e| e.title.as_str()).collect();
@@ -219,7 +219,7 @@ impl Replay {
 }
 
 /// A client with short limits.
-pub(crate) fn client_for(endpoint: &str, highest_version: Microversion) -> Client {
+pub fn client_for(endpoint: &str, highest_version: Microversion) -> Client {
     let config = ClientConfig {
         request_timeout: Duration::from_secs(20),
         update_timeout: Duration::from_secs(20),
@@ -231,7 +231,7 @@ pub(crate) fn client_for(endpoint: &str, highest_version: Microversion) -> Clien
 }
 
 /// The connector of the recordings.
-pub(crate) fn connector() -> Connector {
+pub fn connector() -> Connector {
     serde_json::from_value(json!({
         "initiator": "iqn.1993-08.org.debian:01:cad181614cec", "ip": "127.0.0.1",
         "host": "node-1", "platform": "x86_64", "os_type": "linux", "multipath": true,
