@@ -59,7 +59,7 @@ impl Admin {
         let mut request = self
             .http
             .request(method.parse().unwrap(), url)
-            .timeout(Duration::from_secs(120))
+            .timeout(Duration::from_mins(2))
             .header("x-auth-token", format!("admin:{project}"))
             .header("openstack-api-version", "volume 3.54");
         if let Some(body) = body {

@@ -180,9 +180,9 @@ async fn a_connection_that_closes_is_tried_again_but_a_reservation_is_not() {
 async fn a_cinder_that_comes_back_between_two_tries_is_not_even_noticed() {
     let tries = Arc::new(AtomicUsize::new(0));
     let server = Server::that(move |mut stream| {
-        let tried = tries.fetch_add(1, Ordering::SeqCst);
+        let earlier = tries.fetch_add(1, Ordering::SeqCst);
         async move {
-            if tried > 0 {
+            if earlier > 0 {
                 let body = format!(r#"{{"volume": {{"id": "{}", "name": null, "status": "available", "size": 1}}}}"#, volume());
                 let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
                 let _ = stream.write_all(answer.as_bytes()).await;

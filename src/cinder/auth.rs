@@ -7,7 +7,7 @@ use crate::model::Secret;
 
 /// Who we are to the cloud, and so: which endpoint, and which token.
 ///
-/// The one seam for identity services. Everything above asks for an [`Access`] before each request
+/// The one seam for identity services. Everything above asks here before each request
 /// and holds neither; an identity that renews its tokens is another variant here.
 #[derive(Debug, Clone)]
 pub enum Auth {

@@ -3,6 +3,9 @@ use std::{fmt, time::Duration};
 use super::{Microversion, Operation};
 use crate::model::Retry;
 
+/// What the HTTP client says, for the chain of causes only: what matters of it is in the variant.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
 /// Cinder refused, failed, or could not be asked. Carries no secret: neither tokens nor bodies.
 #[derive(Debug, thiserror::Error)]
 pub enum CinderError {
@@ -14,7 +17,7 @@ pub enum CinderError {
     },
     /// The HTTP client can't be made.
     #[error("cannot make an HTTP client; are CA certificates installed (ca-certificates)?")]
-    NoHttpClient(#[source] reqwest::Error),
+    NoHttpClient(#[source] Cause),
     /// No connection; nothing was sent.
     #[error(
         "cannot reach Cinder at {url} to {operation}; check the endpoint, the network and the server's certificate"
@@ -26,7 +29,7 @@ pub enum CinderError {
         url: String,
         /// Why not.
         #[source]
-        source: reqwest::Error,
+        source: Cause,
     },
     /// The connection broke before the answer was complete.
     #[error(
@@ -41,7 +44,7 @@ pub enum CinderError {
         request_id: String,
         /// How it broke.
         #[source]
-        source: reqwest::Error,
+        source: Cause,
     },
     /// No answer within the time limit.
     #[error(
@@ -58,7 +61,7 @@ pub enum CinderError {
         limit: Duration,
         /// Where the time went.
         #[source]
-        source: reqwest::Error,
+        source: Cause,
     },
     /// 401.
     #[error("Cinder does not accept our credentials to {0}; check user, project and secret")]

@@ -37,7 +37,7 @@ use crate::model::{AccessMode, AttachmentId, Connector, VolumeId};
 
 pub use auth::Auth;
 pub use client::{Client, ClientConfig};
-pub use error::{Answered, CinderError};
+pub use error::{Answered, Cause, CinderError};
 pub use list::ListQuery;
 pub use microversion::{Microversion, MicroversionError, PREFERRED};
 pub use operation::Operation;

@@ -72,7 +72,7 @@ impl Transport {
         if auth.is_loopback() {
             builder = builder.no_proxy();
         }
-        let http = builder.build().map_err(CinderError::NoHttpClient)?;
+        let http = builder.build().map_err(|error| CinderError::NoHttpClient(error.into()))?;
         let version = InUse::new(config.highest_version);
         Ok(Self { http, auth, config, version })
     }
@@ -210,11 +210,12 @@ impl Transport {
             }
             Err(source) => {
                 url.set_query(None);
-                let (url, source) = (url.to_string(), source.without_url());
+                let (unsent, late) = (source.is_connect(), source.is_timeout());
+                let (url, source) = (url.to_string(), source.without_url().into());
                 let request_id = request_id.to_owned();
-                let error = if source.is_connect() {
+                let error = if unsent {
                     CinderError::Unreachable { operation, url, source }
-                } else if source.is_timeout() {
+                } else if late {
                     CinderError::TimedOut { operation, url, request_id, limit, source }
                 } else {
                     CinderError::Disconnected { operation, url, request_id, source }

@@ -68,6 +68,15 @@ pub struct Attachment {
 }
 
 impl Attachment {
+    /// An attachment with the connection info as Cinder gives it (`null` before the update).
+    pub const fn new(
+        summary: AttachmentSummary,
+        mode: Option<AccessMode>,
+        connection_info: Secret<Value>,
+    ) -> Self {
+        Self { summary, mode, attached_at: None, detached_at: None, connection_info }
+    }
+
     /// The connection info; `None` while no connector was given.
     ///
     /// # Errors
