@@ -115,6 +115,7 @@ impl<E: Executor> LinuxHost<E> {
             dev: &self.config.dev,
             blocking: &self.blocking,
             openers: &self.openers,
+            udev_records: self.config.root.join("run/udev/data"),
         }
     }
 

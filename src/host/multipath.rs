@@ -1,6 +1,10 @@
 //! Multipath maps: made and removed by multipathd, judged by sysfs.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use crate::model::{DeviceName, MultipathMap, Multipathd, Wwid};
 
@@ -8,7 +12,7 @@ use super::{
     Applied, HostError,
     blacklist::blacklisting_rule,
     blocking::{self, Blocking},
-    exec::{Command, Executor, Program, tail},
+    exec::{Command, Executor, Program},
     multipathd::{Answer, Client},
     openers::Openers,
     scsi::flush,
@@ -18,6 +22,9 @@ use super::{
 const SYSFS_LIMIT: Duration = Duration::from_secs(10);
 /// The write-out of a map's page cache.
 const FLUSH_LIMIT: Duration = Duration::from_mins(1);
+/// How long udev may keep a map open, and how often that is looked at.
+const UDEV_LIMIT: Duration = Duration::from_secs(10);
+const UDEV_STEP: Duration = Duration::from_millis(100);
 /// `multipath -w`: reads the configuration, changes one byte of a file.
 const FORGET_LIMIT: Duration = Duration::from_secs(20);
 
@@ -30,6 +37,8 @@ pub(crate) struct Multipath<'a, E> {
     pub(crate) dev: &'a PathBuf,
     pub(crate) blocking: &'a Blocking,
     pub(crate) openers: &'a Openers,
+    /// `/run/udev/data`
+    pub(crate) udev_records: PathBuf,
 }
 
 impl<E: Executor> Multipath<'_, E> {
@@ -59,20 +68,24 @@ impl<E: Executor> Multipath<'_, E> {
 
     /// Has multipathd take the disks and make the map, unless it is there with all of them.
     ///
-    /// A disk that udev hasn't finished with is not multipathd's yet: nothing changes then, and udev's
-    /// next event is the time to try again.
+    /// A disk that udev hasn't finished with can't be multipathd's yet: nothing changes then, and udev's
+    /// event for it is the time to try again. The map is made of all disks at once, since a disk that
+    /// comes later has to wait until udev has finished with the map, too.
     pub(crate) async fn add(
         &self,
         wwid: &Wwid,
         devices: &[DeviceName],
     ) -> Result<Applied, HostError> {
-        let before = self.map(wwid).await?;
+        let (before, udev_is_done) = self.map_and_udev(wwid, devices).await?;
         let missing = |map: &Option<MultipathMap>| -> Vec<DeviceName> {
             let has = |device: &DeviceName| {
                 map.as_ref().is_some_and(|map| map.members.iter().any(|m| &m.device == device))
             };
             devices.iter().filter(|device| !has(device)).cloned().collect()
         };
+        if !udev_is_done || missing(&before).is_empty() {
+            return Ok(Applied::unchanged());
+        }
         for device in missing(&before) {
             match self.client.ask(&format!("add path {device}")).await? {
                 Answer::Done(_) => {}
@@ -85,7 +98,8 @@ impl<E: Executor> Multipath<'_, E> {
             }
         }
         let mut after = self.map(wwid).await?;
-        // `find_multipaths` keeps multipathd from a map of a single path; asked for by its WWID, it makes one.
+        // `find_multipaths` (strict by default) keeps multipathd from making a map by itself; asked for
+        // by its WWID, it makes one, even of a single path.
         if after.is_none() {
             match self.client.ask(&format!("add map {wwid}")).await? {
                 Answer::Done(_) => after = self.map(wwid).await?,
@@ -95,11 +109,30 @@ impl<E: Executor> Multipath<'_, E> {
                 Answer::Failed(reply) => tracing::debug!(%wwid, reply, "multipathd made no map"),
             }
         }
-        Ok(if missing(&after) == missing(&before) {
-            Applied::unchanged()
-        } else {
-            Applied::changed()
+        let changed = missing(&after) != missing(&before);
+        Ok(Applied { changed, failures: Vec::new() })
+    }
+
+    /// The map of a WWID, and whether udev has finished with all these disks: it has then written its
+    /// own record of each, `/run/udev/data/b<major>:<minor>`. Where udev's records can't be seen, it is
+    /// taken for granted, and multipathd will say.
+    async fn map_and_udev(
+        &self,
+        wwid: &Wwid,
+        devices: &[DeviceName],
+    ) -> Result<(Option<MultipathMap>, bool), HostError> {
+        let (sysfs, wwid, devices) = (self.sysfs.clone(), wwid.clone(), devices.to_vec());
+        let records = self.udev_records.clone();
+        blocking::limited("reading sysfs".to_owned(), SYSFS_LIMIT, move || {
+            let map = sysfs.snapshot()?.maps.into_iter().find(|map| map.wwid == wwid);
+            let mut done = true;
+            for device in &devices {
+                let number = sysfs.number(device)?;
+                done &= number.is_some_and(|number| records.join(format!("b{number}")).exists());
+            }
+            Ok((map, done || !records.is_dir()))
         })
+        .await
     }
 
     /// Flushes a map, removes it, and takes its WWID off multipath's list.
@@ -118,41 +151,42 @@ impl<E: Executor> Multipath<'_, E> {
         self.blocking
             .once(format!("flushing map {name}"), FLUSH_LIMIT, move || flush(&device))
             .await?;
-        let command = format!("del map {name}");
-        let answer = self.client.ask(&command).await?;
-        if self.is_left(&map).await? {
-            let by = self.openers.of(map.number).await;
-            if !by.is_empty() {
-                return Err(busy(&map, by));
-            }
-            self.remove_orphan(&map, &command, answer).await?;
-        }
+        self.delete_map(&map).await?;
         self.forget(wwid).await;
         Ok(Applied::changed())
     }
 
-    /// A map that multipathd doesn't know is left to `multipath -f`, which refuses open ones as well.
-    async fn remove_orphan(
-        &self,
-        map: &MultipathMap,
-        command: &str,
-        answer: Answer,
-    ) -> Result<(), HostError> {
-        let flush = Command::new(Program::Multipath, FLUSH_LIMIT, ["-f", map.name.as_str()]);
-        let output = self.exec.run(flush).await?;
-        if !self.is_left(map).await? {
-            return Ok(());
+    /// `del map`, until sysfs shows no map.
+    async fn delete_map(&self, map: &MultipathMap) -> Result<(), HostError> {
+        let command = format!("del map {}", map.name);
+        let began = Instant::now();
+        let mut orphan = false;
+        loop {
+            let answer = self.client.ask(&command).await?;
+            if !self.is_left(map).await? {
+                return Ok(());
+            }
+            let by = self.openers.of(map.number).await;
+            if by.is_empty() && !orphan {
+                orphan = true;
+                if self.remove_orphan(map).await? {
+                    return Ok(());
+                }
+            }
+            // udev looks at a map whenever something that had it open for writing closes it.
+            let only_udev = by.iter().all(|holder| holder.contains("udev"));
+            if !only_udev || began.elapsed() > UDEV_LIMIT {
+                return Err(if by.is_empty() { refused(command, &answer) } else { busy(map, by) });
+            }
+            tokio::time::sleep(UDEV_STEP).await;
         }
-        let said = match answer {
-            Answer::Done(text) | Answer::Failed(text) => text,
-            Answer::Blacklisted => "blacklisted".to_owned(),
-        };
-        let reply = format!(
-            "{}; {}",
-            said.trim_end(),
-            tail(&format!("{}{}", output.stdout, output.stderr))
-        );
-        Err(HostError::MultipathdRefused { command: command.to_owned(), reply })
+    }
+
+    /// A map that multipathd doesn't know is left to `multipath -f`, which refuses open ones as well.
+    async fn remove_orphan(&self, map: &MultipathMap) -> Result<bool, HostError> {
+        let flush = Command::new(Program::Multipath, FLUSH_LIMIT, ["-f", map.name.as_str()]);
+        self.exec.run(flush).await?;
+        Ok(!self.is_left(map).await?)
     }
 
     async fn is_left(&self, map: &MultipathMap) -> Result<bool, HostError> {
@@ -191,6 +225,14 @@ impl<E: Executor> Multipath<'_, E> {
         })
         .await
     }
+}
+
+fn refused(command: String, answer: &Answer) -> HostError {
+    let reply = match answer {
+        Answer::Done(text) | Answer::Failed(text) => text.trim_end().to_owned(),
+        Answer::Blacklisted => "blacklisted".to_owned(),
+    };
+    HostError::MultipathdRefused { command, reply }
 }
 
 fn busy(map: &MultipathMap, by: Vec<String>) -> HostError {
