@@ -12,7 +12,10 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
     let rooms: [(&str, &[&str]); 11] = [
         ("main", &["cli"]),
         ("lib", &[]),
-        ("cli", &["attach", "cinder", "config", "crd", "host", "model", "projection", "requests_dir"]),
+        (
+            "cli",
+            &["attach", "cinder", "config", "crd", "host", "model", "projection", "requests_dir"],
+        ),
         ("requests_dir", &["attach", "cinder", "crd", "host", "model", "projection"]),
         ("projection", &["attach", "crd", "model"]),
         ("attach", &["cinder", "host", "model"]),

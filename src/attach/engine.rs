@@ -395,6 +395,7 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         let mut waiting: Option<(Awaited, Instant)> = None;
         let mut last: Option<Step> = None;
         let mut changed = false;
+        let mut trouble = None;
         loop {
             events.mark_unchanged();
             let observed = self.observe(&mut run).await?;
@@ -418,27 +419,36 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                     if last.as_ref() == Some(&step) {
                         return Err(AttachError::NoProgress { step: step.to_string() });
                     }
-                    self.timed(&mut run, &step, decision.why, &mut events).await?;
+                    let done = self.timed(&mut run, &step, decision.why).await;
                     changed = true;
                     waiting = None;
+                    match done {
+                        Err(error) if passing(&step, &error) && since(&mut trouble) < SETTLE => {
+                            next_event(&mut events, self.config.fallback_poll).await;
+                            last = None;
+                            continue;
+                        }
+                        result => result?,
+                    }
+                    trouble = None;
                     // Asking multipathd again after an event is progress of another kind.
                     last = (!matches!(step, Step::AddMap { .. })).then_some(step);
                 }
                 Next::Wait(awaited) => {
-                    let since = match waiting.take() {
-                        Some((before, since)) if before == awaited => since,
+                    let began = match waiting.take() {
+                        Some((before, began)) if before == awaited => began,
                         _ => {
                             progress(Progress::Waiting { what: awaited.to_string() });
                             Instant::now()
                         }
                     };
-                    if since.elapsed() >= self.config.patience {
+                    if began.elapsed() >= self.config.patience {
                         overdue(&mut run.attempt, &awaited);
                     } else {
-                        self.wait(&mut events, stop, &awaited, since).await?;
+                        self.wait(&mut events, stop, &awaited, began).await?;
                         run.attempt.map_asked = false;
                     }
-                    waiting = Some((awaited, since));
+                    waiting = Some((awaited, began));
                 }
             }
         }
@@ -462,26 +472,11 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         }
     }
 
-    async fn timed(
-        &self,
-        run: &mut Run<'_>,
-        step: &Step,
-        why: String,
-        events: &mut watch::Receiver<u64>,
-    ) -> Result<(), AttachError> {
+    async fn timed(&self, run: &mut Run<'_>, step: &Step, why: String) -> Result<(), AttachError> {
         let (phase, what) = (step.phase(), step.to_string());
         (run.progress)(Progress::Started { phase, what: what.clone(), why });
         let begin = Instant::now();
-        let mut result = self.execute(run, step).await;
-        // udev and multipathd open a device for moments after it was closed or changed.
-        while let Err(AttachError::Host { source, .. }) = &result
-            && source.retry() == Retry::Now
-            && begin.elapsed() < self.config.patience
-        {
-            next_event(events, self.config.fallback_poll).await;
-            events.mark_unchanged();
-            result = self.execute(run, step).await;
-        }
+        let result = self.execute(run, step).await;
         let took = begin.elapsed();
         tracing::debug!(step = %what, ms = took.as_millis(), ok = result.is_ok(), "step");
         (run.progress)(match &result {
@@ -501,6 +496,22 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
             None => Outcome::Detached { changed },
         }
     }
+}
+
+/// How long a device may stay in use by itself: udev, blkid and multipathd open one for moments
+/// after it was closed or changed.
+const SETTLE: Duration = Duration::from_secs(15);
+
+/// Whether an error may go by itself, so that looking again is better than failing.
+fn passing(step: &Step, error: &AttachError) -> bool {
+    let AttachError::Host { source, .. } = error else { return false };
+    let in_use = matches!(source, HostError::Busy { .. });
+    source.retry() == Retry::Now
+        || in_use && matches!(step, Step::RemoveMap { .. } | Step::DeleteDevices { .. })
+}
+
+fn since(trouble: &mut Option<Instant>) -> Duration {
+    trouble.get_or_insert_with(Instant::now).elapsed()
 }
 
 async fn next_event(events: &mut watch::Receiver<u64>, limit: Duration) {

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     cinder::{AttachmentStatus, BlockStorage},
     host::{Applied, Host, HostError, HostOp, MountTarget},
-    model::{AccessMode, AttachmentId, Chap, Contents, Filesystem, Target, VolumeId},
+    model::{AttachmentId, Chap, Contents, Filesystem, Target, VolumeId},
 };
 
 impl<H: Host, C: BlockStorage> Engine<H, C> {
@@ -207,7 +207,8 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         let mut connector = facts.connector.clone();
         connector.multipath = run.record.as_ref().is_some_and(|record| record.multipath);
         connector.mountpoint = spec.mount_path().map(|path| path.display().to_string());
-        connector.mode = (spec.mode == AccessMode::Ro).then_some(AccessMode::Ro);
+        // Before 3.54 Cinder takes the mode from here only.
+        connector.mode = Some(spec.mode);
         let updated = self.cinder.update(id, &connector).await;
         let updated =
             updated.map_err(|source| AttachError::Cinder { step: step.to_string(), source })?;

@@ -1,14 +1,17 @@
+use std::net::Ipv4Addr;
+
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
+use url::Url;
 
 use super::exit::Failure;
 use crate::{
     attach::{Engine, EngineConfig, Ledger},
     cinder::{Auth, Client, ClientConfig},
     config::Options,
-    host::{AddressSource, HostConfig, LinuxHost},
+    host::{AddressSource, LinuxConfig, LinuxHost, exec::RealExecutor},
 };
 
 /// The engine over this node and the configured Cinder.
@@ -30,18 +33,40 @@ pub(super) fn client(options: &Options) -> Result<Client, Failure> {
     Ok(Client::new(auth, ClientConfig::default())?)
 }
 
+/// The address that goes into the connector: as told, else the source address towards Cinder.
+fn address(options: &Options) -> Result<AddressSource, Failure> {
+    if let Some(which) = &options.connector_address {
+        return Ok(match (which.parse(), which.parse()) {
+            (Ok(address), _) => AddressSource::Fixed(address),
+            (_, Ok(network)) => AddressSource::Network(network),
+            _ => AddressSource::Interface(which.clone()),
+        });
+    }
+    let endpoint = options.cinder_endpoint.as_deref().and_then(|text| Url::parse(text).ok());
+    let host =
+        endpoint.as_ref().and_then(|url| Some((url.host_str()?, url.port_or_known_default()?)));
+    match host {
+        Some((host, port)) => Ok(AddressSource::Towards { host: host.to_owned(), port }),
+        None => Err(Failure::Usage(
+            "which address has this node? Give --connector-address, or --cinder-endpoint to take the one towards Cinder"
+                .to_owned(),
+        )),
+    }
+}
+
+fn linux(options: &Options, address: AddressSource) -> LinuxHost {
+    let mut config = LinuxConfig::here(address, options.roots());
+    config.host.clone_from(&options.node_name);
+    LinuxHost::new(config, RealExecutor::here())
+}
+
 pub(super) fn host(options: &Options) -> Result<LinuxHost, Failure> {
-    let address = match (&options.connector_address, &options.cinder_endpoint) {
-        (Some(which), _) => AddressSource::parse(which),
-        (None, Some(endpoint)) => AddressSource::towards(endpoint),
-        (None, None) => Ok(AddressSource::AnyRoute),
-    };
-    Ok(LinuxHost::new(HostConfig {
-        address: address.map_err(|error| Failure::Usage(error.to_string()))?,
-        node_name: options.node_name.clone(),
-        mount_roots: options.roots(),
-        ..HostConfig::default()
-    })?)
+    Ok(linux(options, address(options)?))
+}
+
+/// The node for a look at its devices, which needs no address.
+pub(super) fn host_for_inspection(options: &Options) -> LinuxHost {
+    linux(options, AddressSource::Fixed(Ipv4Addr::UNSPECIFIED.into()))
 }
 
 pub(super) fn engine(options: &Options) -> Result<NodeEngine, Failure> {

@@ -21,9 +21,13 @@ pub(super) struct Inspect {
 impl Inspect {
     pub(super) async fn run(&self, options: &Options, format: Format) -> Result<(), Failure> {
         let ledger = Ledger::open(&options.state_dir)?;
-        let node = context::host(options)?;
+        let node = context::host_for_inspection(options);
         let mut host = node.observe().await?;
-        node.add_path_states(&mut host.maps).await;
+        // multipathd away, or slow: the kernel's side is worth showing without its word.
+        let states = node.path_states().await.unwrap_or_default();
+        for member in host.maps.iter_mut().flat_map(|map| &mut map.members) {
+            member.path_state = states.get(&member.device).cloned();
+        }
         let records = ledger.records().await?;
         let owned = ledger.owned_targets().await?;
         let mut inventory = Inventory::join(records, &owned, &host);

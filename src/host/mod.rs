@@ -2,6 +2,47 @@
 //!
 //! The engine needs only [`Host`]: observe, then apply one [`HostOp`], then observe again.
 //! [`LinuxHost`] is the real one. Nothing in here decides what is right to do; that is the plan's job.
+//!
+//! ```text
+//! linux.rs          LinuxHost: puts the others together
+//! exec.rs           the only place where a process is born      blocking.rs  blocking work with a time limit
+//! sysfs.rs          sessions, disks and maps as the kernel shows them        wwid.rs  VPD page 0x83
+//! scsi.rs           scan, rescan, flush, delete                 uevent.rs    the counter of events
+//! iscsiadm.rs       logins, logouts, discovery                  node_records.rs  open-iscsi's database
+//! multipath.rs      maps        multipathd.rs  its socket       blacklist.rs its configuration
+//! contents.rs       what a device holds                         filesystem.rs  mkfs, fsck
+//! mount.rs          mount, unmount    mountinfo.rs  mounts      openers.rs   who holds a device
+//! connector.rs      what Cinder wants to know of the node       initiator.rs its name, and iscsid
+//! ```
+
+mod blacklist;
+mod blocking;
+mod connector;
+mod contents;
+mod error;
+pub mod exec;
+mod filesystem;
+mod initiator;
+mod iscsiadm;
+mod linux;
+mod mount;
+mod mountinfo;
+mod multipath;
+mod multipathd;
+mod node_records;
+mod openers;
+#[cfg(any(test, feature = "testing"))]
+pub mod scripted;
+mod scsi;
+mod sysfs;
+mod uevent;
+mod wwid;
+
+pub use connector::{AddressSource, Network, NetworkError};
+pub use error::HostError;
+pub use iscsiadm::LoginLimits;
+pub use linux::{LinuxConfig, LinuxHost};
+pub use sysfs::{Snapshot, Sysfs};
 
 use std::{
     future::Future,
@@ -176,26 +217,6 @@ impl Applied {
     /// Something was changed, and nothing failed.
     pub fn changed() -> Self {
         Self { changed: true, failures: Vec::new() }
-    }
-}
-
-/// The node refused.
-#[derive(Debug, thiserror::Error)]
-pub enum HostError {
-    /// PLACEHOLDER
-    #[error("{0}")]
-    Placeholder(String),
-}
-
-impl HostError {
-    /// The CamelCase word that conditions, events and metrics use.
-    pub fn reason(&self) -> &'static str {
-        "Placeholder"
-    }
-
-    /// When to try again.
-    pub fn retry(&self) -> crate::model::Retry {
-        crate::model::Retry::Backoff
     }
 }
 

@@ -1,0 +1,391 @@
+//! The only place where a process is born.
+//!
+//! A [`Command`] is data: one of the known programs, plain arguments, a time limit. There is no way
+//! to hand one a secret ([`Secret`](crate::model::Secret) does not turn into text) or an environment.
+//! [`RealExecutor`] starts it with a cleared environment, no standard input and a process group of
+//! its own, which is killed as a whole when the time is up or the caller goes away.
+
+use std::{
+    fmt,
+    future::Future,
+    os::unix::process::ExitStatusExt,
+    process::{ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::HostError;
+
+/// Where programs are looked for, on every node alike.
+pub const SEARCH_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Most that is kept of each output stream: half of it from the start, half from the end.
+const KEPT: usize = 64 * 1024;
+
+/// How long a stream may stay open after its program has ended (a daemon that the program started
+/// may have inherited it).
+const STRAGGLERS: Duration = Duration::from_millis(300);
+
+/// Every program that attachd may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Program {
+    /// open-iscsi's administration tool.
+    Iscsiadm,
+    /// multipath-tools' command line, for what multipathd's socket doesn't offer.
+    Multipath,
+    /// libblkid's prober.
+    Blkid,
+    /// Sets a block device read-only.
+    Blockdev,
+    /// Makes ext4.
+    MkfsExt4,
+    /// Makes XFS.
+    MkfsXfs,
+    /// Checks ext4.
+    E2fsck,
+}
+
+impl Program {
+    /// The name that is looked for in [`SEARCH_PATH`].
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Iscsiadm => "iscsiadm",
+            Self::Multipath => "multipath",
+            Self::Blkid => "blkid",
+            Self::Blockdev => "blockdev",
+            Self::MkfsExt4 => "mkfs.ext4",
+            Self::MkfsXfs => "mkfs.xfs",
+            Self::E2fsck => "e2fsck",
+        }
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A process to be: a program, its arguments and the time that it may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// Which program.
+    pub program: Program,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// When it is killed.
+    pub limit: Duration,
+}
+
+impl Command {
+    /// A command.
+    pub fn new<A: Into<String>>(
+        program: Program,
+        limit: Duration,
+        args: impl IntoIterator<Item = A>,
+    ) -> Self {
+        Self { program, args: args.into_iter().map(Into::into).collect(), limit }
+    }
+}
+
+impl fmt::Display for Command {
+    /// The argv, separated by spaces.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.program.name())?;
+        self.args.iter().try_for_each(|arg| write!(f, " {arg}"))
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// By itself.
+    Code(i32),
+    /// By a signal.
+    Signal(i32),
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+impl From<ExitStatus> for Exit {
+    fn from(status: ExitStatus) -> Self {
+        match (status.code(), status.signal()) {
+            (Some(code), _) => Self::Code(code),
+            (None, Some(signal)) => Self::Signal(signal),
+            (None, None) => Self::Code(status.into_raw()),
+        }
+    }
+}
+
+/// What a process left behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// How it ended.
+    pub exit: Exit,
+    /// What it printed, bounded.
+    pub stdout: String,
+    /// What it complained about, bounded.
+    pub stderr: String,
+}
+
+impl Output {
+    /// Whether it ended with exit code 0.
+    pub fn success(&self) -> bool {
+        self.exit == Exit::Code(0)
+    }
+
+    /// The output as an error: what it was for, how it ended, the end of what it said.
+    pub fn into_error(self, program: Program, doing: impl Into<String>) -> HostError {
+        let said = if self.stderr.trim().is_empty() { &self.stdout } else { &self.stderr };
+        HostError::Command { program, doing: doing.into(), exit: self.exit, stderr: tail(said) }
+    }
+}
+
+/// The last lines of a text, on one line, short enough for an error message.
+pub(crate) fn tail(text: &str) -> String {
+    const MOST: usize = 600;
+    let joined =
+        text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ");
+    let skip = joined.chars().count().saturating_sub(MOST);
+    if joined.is_empty() {
+        "it said nothing".to_owned()
+    } else if skip == 0 {
+        joined
+    } else {
+        format!("…{}", joined.chars().skip(skip).collect::<String>())
+    }
+}
+
+/// Runs commands.
+pub trait Executor: Send + Sync {
+    /// Runs one to its end; any exit code is an [`Output`].
+    ///
+    /// # Errors
+    /// The program isn't there, can't be started, or took too long.
+    fn run(&self, command: Command) -> impl Future<Output = Result<Output, HostError>> + Send;
+}
+
+/// Runs commands on this machine.
+#[derive(Debug, Clone, Default)]
+pub struct RealExecutor {
+    prefix: &'static [&'static str],
+}
+
+impl RealExecutor {
+    /// Runs the programs that this process sees.
+    pub const fn here() -> Self {
+        Self { prefix: &[] }
+    }
+
+    /// Runs the host's own programs from within a container that shares the host's PID namespace:
+    /// iscsiadm must be of iscsid's version, and both must see one database.
+    pub const fn in_host() -> Self {
+        Self { prefix: &["nsenter", "--target=1", "--mount", "--net", "--ipc", "--uts", "--"] }
+    }
+
+    fn process(&self, command: &Command) -> tokio::process::Command {
+        let mut argv = self.prefix.iter().copied().chain([command.program.name()]);
+        #[expect(clippy::disallowed_methods, reason = "this is the one place")]
+        let mut process = tokio::process::Command::new(argv.next().unwrap_or_default());
+        process
+            .args(argv)
+            .args(&command.args)
+            .env_clear()
+            .env("PATH", SEARCH_PATH)
+            .env("LC_ALL", "C")
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true);
+        process
+    }
+}
+
+impl Executor for RealExecutor {
+    async fn run(&self, command: Command) -> Result<Output, HostError> {
+        let began = Instant::now();
+        let result = match tokio::time::timeout(command.limit, self.to_the_end(&command)).await {
+            Ok(result) => result,
+            Err(_) => Err(HostError::TimedOut {
+                doing: command.to_string(),
+                seconds: command.limit.as_secs(),
+            }),
+        };
+        let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        match &result {
+            Ok(output) => tracing::debug!(%command, exit = %output.exit, ms, "ran"),
+            Err(error) => tracing::debug!(%command, %error, ms, "did not run to its end"),
+        }
+        result
+    }
+}
+
+impl RealExecutor {
+    async fn to_the_end(&self, command: &Command) -> Result<Output, HostError> {
+        let program = command.program;
+        let failed = |source| HostError::Exec { program, source };
+        let missing = || HostError::ProgramMissing { program, searched: SEARCH_PATH };
+        let mut child = self.process(command).spawn().map_err(|error| {
+            if error.kind() == std::io::ErrorKind::NotFound { missing() } else { failed(error) }
+        })?;
+        let mut group = Group::of(&child);
+        let (mut out, mut err) = (Bounded::default(), Bounded::default());
+        let status = {
+            let reading =
+                futures::future::join(out.fill(child.stdout.take()), err.fill(child.stderr.take()));
+            tokio::pin!(reading);
+            tokio::select! {
+                status = child.wait() => {
+                    let _ = tokio::time::timeout(STRAGGLERS, reading).await;
+                    status
+                }
+                _ = &mut reading => child.wait().await,
+            }
+        }
+        .map_err(failed)?;
+        group.leave();
+        let exit = Exit::from(status);
+        // nsenter, like a shell, ends with 127 where the program isn't there.
+        if exit == Exit::Code(127) && !self.prefix.is_empty() {
+            return Err(missing());
+        }
+        Ok(Output { exit, stdout: out.into_text(), stderr: err.into_text() })
+    }
+}
+
+/// The process group of a child, killed when this goes away before the child has ended.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(child: &tokio::process::Child) -> Self {
+        Self(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw))
+    }
+
+    fn leave(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // ESRCH: it has ended meanwhile.
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+    }
+}
+
+/// The start and the end of a stream.
+#[derive(Default)]
+struct Bounded {
+    head: Vec<u8>,
+    tail: Vec<u8>,
+    dropped: usize,
+}
+
+impl Bounded {
+    async fn fill(&mut self, stream: Option<impl AsyncRead + Unpin>) {
+        let Some(mut stream) = stream else { return };
+        let mut buffer = vec![0; 8192];
+        while let Ok(read) = stream.read(&mut buffer).await {
+            if read == 0 {
+                break;
+            }
+            self.push(&buffer[..read]);
+        }
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        let room = (KEPT / 2).saturating_sub(self.head.len()).min(bytes.len());
+        let (first, rest) = bytes.split_at(room);
+        self.head.extend_from_slice(first);
+        self.tail.extend_from_slice(rest);
+        let over = self.tail.len().saturating_sub(KEPT / 2);
+        self.tail.drain(..over);
+        self.dropped += over;
+    }
+
+    fn into_text(self) -> String {
+        let gap = match self.dropped {
+            0 => String::new(),
+            bytes => format!("\n[{bytes} bytes left out]\n"),
+        };
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        [text(&self.head), gap, text(&self.tail)].concat()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // `blkid` and `blockdev` are on every machine that builds this; they stand for any program.
+    fn blkid(args: &[&str]) -> Command {
+        Command::new(Program::Blkid, Duration::from_secs(10), args.iter().copied())
+    }
+
+    #[tokio::test]
+    async fn a_program_is_run_with_its_exit_code_and_both_streams() {
+        let output = RealExecutor::here().run(blkid(&["-V"])).await.unwrap();
+        assert!(output.success());
+        assert!(output.stdout.contains("blkid") || output.stderr.contains("blkid"), "{output:?}");
+        let refused = RealExecutor::here().run(blkid(&["--no-such"])).await.unwrap();
+        assert!(!refused.success());
+        let error = refused.into_error(Program::Blkid, "probing sda");
+        assert!(
+            error.to_string().starts_with("probing sda: blkid ended with exit code"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_program_that_hangs_is_killed_when_its_time_is_up() {
+        let fifo = tempfile::tempdir().unwrap();
+        let path = fifo.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        // e2fsck and blkid open what they are given; a FIFO without a writer blocks them.
+        let mut command = blkid(&["-p", "-o", "export"]);
+        command.args.push(path.display().to_string());
+        command.limit = Duration::from_millis(300);
+        match RealExecutor::here().run(command).await {
+            Err(HostError::TimedOut { doing, .. }) => assert!(doing.starts_with("blkid -p")),
+            // A newer blkid opens without blocking and refuses what isn't a block device.
+            Ok(output) => assert!(!output.success()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn of_a_long_output_the_start_and_the_end_are_kept() {
+        let mut bounded = Bounded::default();
+        bounded.push(b"start ");
+        for _ in 0..100 {
+            bounded.push(&[b'x'; 4096]);
+        }
+        bounded.push(b" end");
+        let text = bounded.into_text();
+        assert!(text.starts_with("start ") && text.ends_with(" end"));
+        assert!(text.contains("bytes left out") && text.len() < KEPT + 100);
+    }
+
+    #[test]
+    fn the_tail_of_a_message_fits_an_error() {
+        assert_eq!(tail("a\n\n  b \n"), "a; b");
+        assert_eq!(tail(" \n"), "it said nothing");
+        assert!(tail(&"long line\n".repeat(500)).chars().count() <= 601);
+    }
+}

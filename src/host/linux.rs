@@ -1,0 +1,223 @@
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use crate::model::{Chap, Contents, DeviceName, HostState, Portal, Target};
+
+use super::{
+    AddressSource, Applied, Host, HostError, HostOp, LoginLimits, MountTarget, NodeFacts,
+    blocking::{self, Blocking},
+    connector,
+    exec::{Executor, RealExecutor},
+    filesystem::Filesystems,
+    initiator,
+    iscsiadm::OpenIscsi,
+    mount::Mounts,
+    mountinfo,
+    multipath::Multipath,
+    multipathd::Client,
+    node_records::Database,
+    openers::Openers,
+    scsi::Scsi,
+    sysfs::Sysfs,
+    uevent::Uevents,
+};
+
+/// One walk of sysfs and mountinfo; they don't wait for any device.
+const OBSERVE_LIMIT: Duration = Duration::from_secs(20);
+
+/// Where this node's things are, and what can't be read from it.
+#[derive(Debug, Clone)]
+pub struct LinuxConfig {
+    /// The host's root directory.
+    pub root: PathBuf,
+    /// The host's sysfs.
+    pub sysfs: PathBuf,
+    /// The host's devtmpfs.
+    pub dev: PathBuf,
+    /// The mounts of the namespace in which volumes are mounted.
+    pub mountinfo: PathBuf,
+    /// The node's name, where it isn't the host name.
+    pub host: Option<String>,
+    /// Which address is the storage address.
+    pub address: AddressSource,
+    /// How long logins may take.
+    pub login: LoginLimits,
+    /// The directories below which volumes may be mounted.
+    pub mount_roots: Vec<PathBuf>,
+}
+
+impl LinuxConfig {
+    /// A process on the host itself.
+    pub fn here(address: AddressSource, mount_roots: Vec<PathBuf>) -> Self {
+        Self {
+            root: PathBuf::from("/"),
+            sysfs: PathBuf::from("/sys"),
+            dev: PathBuf::from("/dev"),
+            mountinfo: PathBuf::from("/proc/self/mountinfo"),
+            host: None,
+            address,
+            login: LoginLimits::default(),
+            mount_roots,
+        }
+    }
+}
+
+/// The node that attachd runs on.
+#[derive(Debug)]
+pub struct LinuxHost<E = RealExecutor> {
+    config: LinuxConfig,
+    exec: E,
+    sysfs: Sysfs,
+    client: Client,
+    database: Database,
+    openers: Openers,
+    blocking: Blocking,
+    uevents: Uevents,
+}
+
+impl<E: Executor> LinuxHost<E> {
+    /// Subscribes to events; must be called within a tokio runtime.
+    pub fn new(config: LinuxConfig, exec: E) -> Self {
+        Self {
+            sysfs: Sysfs::new(&config.sysfs),
+            client: Client::new(&config.root),
+            database: Database::new(&config.root),
+            openers: Openers {
+                proc: config.root.join("proc"),
+                mountinfo: config.mountinfo.clone(),
+            },
+            blocking: Blocking::default(),
+            uevents: Uevents::subscribe(),
+            exec,
+            config,
+        }
+    }
+
+    /// multipathd's opinion of each path (`active`, `failed`, …). Not part of [`Host::observe`]:
+    /// multipathd answers one question at a time, and is slow while it makes maps.
+    pub async fn path_states(&self) -> Result<BTreeMap<DeviceName, String>, HostError> {
+        self.multipath().path_states().await
+    }
+
+    fn iscsi(&self) -> OpenIscsi<'_, E> {
+        OpenIscsi { exec: &self.exec, database: &self.database, limits: self.config.login }
+    }
+
+    fn multipath(&self) -> Multipath<'_, E> {
+        Multipath {
+            exec: &self.exec,
+            client: &self.client,
+            sysfs: &self.sysfs,
+            dev: &self.config.dev,
+            blocking: &self.blocking,
+            openers: &self.openers,
+            udev_records: self.config.root.join("run/udev/data"),
+        }
+    }
+
+    fn scsi(&self) -> Scsi {
+        Scsi {
+            sysfs: self.sysfs.clone(),
+            dev: self.config.dev.clone(),
+            blocking: self.blocking.clone(),
+        }
+    }
+
+    fn filesystems(&self) -> Filesystems<'_, E> {
+        Filesystems { exec: &self.exec, dev: &self.config.dev, blocking: &self.blocking }
+    }
+
+    fn mounts(&self) -> Mounts {
+        Mounts {
+            roots: self.config.mount_roots.clone(),
+            dev: self.config.dev.clone(),
+            sysfs: self.sysfs.clone(),
+            openers: self.openers.clone(),
+            blocking: self.blocking.clone(),
+        }
+    }
+}
+
+impl<E: Executor> Host for LinuxHost<E> {
+    fn events(&self) -> watch::Receiver<u64> {
+        self.uevents.counter()
+    }
+
+    async fn facts(&self) -> Result<NodeFacts, HostError> {
+        let multipath = self.multipath();
+        let (multipathd, iscsid) =
+            futures::future::join(multipath.state(), initiator::iscsid_answers()).await;
+        let connector = connector::connector(
+            &self.config.root,
+            &self.config.sysfs,
+            self.config.host.as_deref(),
+            &self.config.address,
+            &multipathd,
+        )
+        .await?;
+        Ok(NodeFacts { connector, multipathd, iscsid })
+    }
+
+    async fn observe(&self) -> Result<HostState, HostError> {
+        let (sysfs, mountinfo) = (self.sysfs.clone(), self.config.mountinfo.clone());
+        blocking::limited("reading sysfs".to_owned(), OBSERVE_LIMIT, move || {
+            let mounts = mountinfo::mounts(&mountinfo)?;
+            let snapshot = sysfs.snapshot()?;
+            Ok(HostState {
+                sessions: snapshot.sessions,
+                devices: snapshot.devices,
+                maps: snapshot.maps,
+                mounts,
+            })
+        })
+        .await
+    }
+
+    async fn contents(&self, device: &DeviceName) -> Result<Contents, HostError> {
+        self.filesystems().contents(device).await
+    }
+
+    async fn mount_target(&self, target: &Path) -> Result<MountTarget, HostError> {
+        self.mounts().target(target).await
+    }
+
+    async fn discover(
+        &self,
+        portal: Portal,
+        chap: Option<&Chap>,
+    ) -> Result<Vec<Target>, HostError> {
+        self.iscsi().discover(portal, chap).await
+    }
+
+    async fn apply(&self, op: &HostOp) -> Result<Applied, HostError> {
+        match op {
+            HostOp::WriteNodeRecords { targets, chap } => {
+                Ok(self.iscsi().write_records(targets, chap.as_ref()).await)
+            }
+            HostOp::Login { targets } => Ok(self.iscsi().login(targets).await),
+            HostOp::ScanLuns { luns } => Ok(self.scsi().scan(luns).await),
+            HostOp::Rescan { devices } => Ok(self.scsi().rescan(devices).await),
+            HostOp::AddMap { wwid, devices } => self.multipath().add(wwid, devices).await,
+            HostOp::RemoveMap { name, wwid } => self.multipath().remove(name, wwid).await,
+            HostOp::DeleteDevices { devices } => Ok(self.scsi().delete(devices).await),
+            HostOp::SetReadOnly { devices } => self.filesystems().set_read_only(devices).await,
+            HostOp::Format { device, filesystem, resume } => {
+                self.filesystems().format(device, *filesystem, *resume).await
+            }
+            HostOp::CheckFilesystem { device, filesystem } => {
+                self.filesystems().check(device, *filesystem).await
+            }
+            HostOp::Mount { device, filesystem, target, read_only, options } => {
+                self.mounts().mount(device, *filesystem, target, *read_only, options).await
+            }
+            HostOp::Unmount { target } => self.mounts().unmount(target).await,
+            HostOp::RemoveDirectory { target } => self.mounts().remove_directory(target).await,
+            HostOp::Logout { targets } => Ok(self.iscsi().logout(targets).await),
+        }
+    }
+}

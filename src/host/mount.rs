@@ -1,0 +1,346 @@
+//! Mounts and unmounts by the system calls themselves.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io::ErrorKind,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::DirBuilderExt,
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
+    mount::{MntFlags, MsFlags, mount, umount2},
+};
+
+use crate::model::{DeviceName, DeviceNumber, Filesystem, MountEntry};
+
+use super::{
+    Applied, HostError, MountTarget, blocking::Blocking, mountinfo, openers::Openers, sysfs::Sysfs,
+};
+
+/// The replay of a large journal takes its time.
+const MOUNT_LIMIT: Duration = Duration::from_mins(5);
+/// An unmount writes everything out first.
+const UNMOUNT_LIMIT: Duration = Duration::from_mins(2);
+
+/// A look at directories.
+const LOOK_LIMIT: Duration = Duration::from_secs(20);
+
+/// Mount options that are flags of `mount(2)`, and whether they set or clear one.
+const FLAGS: [(&str, MsFlags, bool); 20] = [
+    ("ro", MsFlags::MS_RDONLY, true),
+    ("rw", MsFlags::MS_RDONLY, false),
+    ("nosuid", MsFlags::MS_NOSUID, true),
+    ("suid", MsFlags::MS_NOSUID, false),
+    ("nodev", MsFlags::MS_NODEV, true),
+    ("dev", MsFlags::MS_NODEV, false),
+    ("noexec", MsFlags::MS_NOEXEC, true),
+    ("exec", MsFlags::MS_NOEXEC, false),
+    ("sync", MsFlags::MS_SYNCHRONOUS, true),
+    ("async", MsFlags::MS_SYNCHRONOUS, false),
+    ("dirsync", MsFlags::MS_DIRSYNC, true),
+    ("noatime", MsFlags::MS_NOATIME, true),
+    ("atime", MsFlags::MS_NOATIME, false),
+    ("nodiratime", MsFlags::MS_NODIRATIME, true),
+    ("diratime", MsFlags::MS_NODIRATIME, false),
+    ("relatime", MsFlags::MS_RELATIME, true),
+    ("norelatime", MsFlags::MS_RELATIME, false),
+    ("strictatime", MsFlags::MS_STRICTATIME, true),
+    ("lazytime", MsFlags::MS_LAZYTIME, true),
+    ("nolazytime", MsFlags::MS_LAZYTIME, false),
+];
+
+/// Options for `mount(8)` and `systemd`, which the kernel doesn't know.
+const FOR_USERSPACE: [&str; 9] =
+    ["defaults", "auto", "noauto", "user", "nouser", "users", "_netdev", "nofail", "owner"];
+
+/// The mounts of this node.
+#[derive(Debug, Clone)]
+pub(crate) struct Mounts {
+    pub(crate) roots: Vec<PathBuf>,
+    pub(crate) dev: PathBuf,
+    pub(crate) sysfs: Sysfs,
+    pub(crate) openers: Openers,
+    pub(crate) blocking: Blocking,
+}
+
+impl Mounts {
+    /// Mounts a device, unless exactly this is mounted there already.
+    pub(crate) async fn mount(
+        &self,
+        device: &DeviceName,
+        filesystem: Filesystem,
+        target: &Path,
+        read_only: bool,
+        options: &[String],
+    ) -> Result<Applied, HostError> {
+        let (flags, data) = parse_options(options, read_only);
+        let (mounts, device, path) = (self.clone(), device.clone(), target.to_owned());
+        let doing = format!("mounting {device} on {}", target.display());
+        let work = move || mounts.mount_now(&device, filesystem, &path, flags, &data);
+        let changed = self.blocking.once(doing, MOUNT_LIMIT, work).await?;
+        Ok(Applied { changed, failures: Vec::new() })
+    }
+
+    fn mount_now(
+        &self,
+        device: &DeviceName,
+        filesystem: Filesystem,
+        target: &Path,
+        flags: MsFlags,
+        data: &str,
+    ) -> Result<bool, HostError> {
+        let number = self.sysfs.number(device)?;
+        if let Some(there) = self.mounted_at(target)? {
+            if Some(there.number) == number {
+                return Ok(false);
+            }
+            let by = vec![format!("{} ({})", there.source, there.number)];
+            return Err(HostError::Busy { what: format!("mount point {}", target.display()), by });
+        }
+        let directory = open_mount_point(target)?;
+        // By the open directory, not by its name: a link that is put in its place doesn't matter.
+        let by_fd = format!("/proc/self/fd/{}", directory.as_raw_fd());
+        let source = self.dev.join(device.as_str());
+        let data = Some(data).filter(|data| !data.is_empty());
+        let mounted = mount(Some(&source), by_fd.as_str(), Some(filesystem.name()), flags, data);
+        mounted.map(|()| true).map_err(|errno| HostError::Mount {
+            device: device.clone(),
+            filesystem: filesystem.name(),
+            path: target.to_owned(),
+            hint: hint(errno, filesystem),
+            source: errno.into(),
+        })
+    }
+
+    /// Unmounts what is mounted there; never lazily, never by force.
+    pub(crate) async fn unmount(&self, target: &Path) -> Result<Applied, HostError> {
+        let (mounts, path) = (self.clone(), target.to_owned());
+        let doing = format!("unmounting {}", target.display());
+        let work = move || mounts.unmount_now(&path);
+        match self.blocking.once(doing, UNMOUNT_LIMIT, work).await? {
+            Unmounted::Done { changed } => Ok(Applied { changed, failures: Vec::new() }),
+            Unmounted::Busy(number) => {
+                let by = self.openers.of(number).await;
+                // The mount itself is no news.
+                let own = format!("the mount at {}", target.display());
+                let by = by.into_iter().filter(|holder| *holder != own).collect();
+                Err(HostError::Busy { what: format!("the mount at {}", target.display()), by })
+            }
+        }
+    }
+
+    fn unmount_now(&self, target: &Path) -> Result<Unmounted, HostError> {
+        let there = self.mounted_at(target)?;
+        if let Some(there) = &there {
+            match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
+                // EINVAL, ENOENT: somebody else was faster.
+                Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+                Err(Errno::EBUSY) => return Ok(Unmounted::Busy(there.number)),
+                Err(errno) => return Err(HostError::io("unmount", target)(errno.into())),
+            }
+        }
+        Ok(Unmounted::Done { changed: there.is_some() })
+    }
+
+    /// Removes an empty directory; one that holds something isn't only ours, and stays.
+    pub(crate) async fn remove_directory(&self, target: &Path) -> Result<Applied, HostError> {
+        let (path, doing) = (target.to_owned(), format!("removing {}", target.display()));
+        let work = move || match fs::remove_dir(&path) {
+            Ok(()) => Ok(Applied::changed()),
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) =>
+            {
+                Ok(Applied::unchanged())
+            }
+            Err(error) => Err(HostError::io("remove", &path)(error)),
+        };
+        self.blocking.once(doing, LOOK_LIMIT, work).await
+    }
+
+    /// What stands at a mount path.
+    pub(crate) async fn target(&self, target: &Path) -> Result<MountTarget, HostError> {
+        if !self.roots.iter().any(|root| target.starts_with(root) && target != root) {
+            let roots: Vec<_> = self.roots.iter().map(|root| root.display().to_string()).collect();
+            let why = format!(
+                "it is not below an allowed root ({}); see --allowed-root",
+                roots.join(", ")
+            );
+            return Ok(MountTarget::Unusable { why });
+        }
+        let path = target.to_owned();
+        let doing = format!("looking at {}", target.display());
+        super::blocking::limited(doing, LOOK_LIMIT, move || look_at(&path)).await
+    }
+
+    fn mounted_at(&self, target: &Path) -> Result<Option<MountEntry>, HostError> {
+        let mounts = mountinfo::mounts(&self.openers.mountinfo)?;
+        Ok(mounts.into_iter().rev().find(|mount| mount.target == target))
+    }
+}
+
+/// Every component must be a directory itself: a link would take the mount elsewhere, and the mount
+/// table would show another path than the one that was asked for.
+fn look_at(target: &Path) -> Result<MountTarget, HostError> {
+    let unusable = |why: String| Ok(MountTarget::Unusable { why });
+    let mut ancestors: Vec<&Path> = target.ancestors().collect();
+    ancestors.reverse();
+    for part in ancestors {
+        match fs::symlink_metadata(part) {
+            Ok(seen) if seen.is_symlink() => {
+                return unusable(format!("{} is a symbolic link", part.display()));
+            }
+            Ok(seen) if !seen.is_dir() => {
+                return unusable(format!("{} is not a directory", part.display()));
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(MountTarget::Absent),
+            Err(error) => return Err(HostError::io("look at", part)(error)),
+        }
+    }
+    match fs::read_dir(target).map_err(HostError::io("read", target))?.next() {
+        None => Ok(MountTarget::EmptyDirectory),
+        Some(_) => unusable("the directory is not empty".to_owned()),
+    }
+}
+
+enum Unmounted {
+    Done { changed: bool },
+    Busy(DeviceNumber),
+}
+
+/// Opens the mount point; makes it where it isn't. No component of its path may be a link.
+fn open_mount_point(target: &Path) -> Result<OwnedFd, HostError> {
+    let unusable =
+        |why: &str| HostError::MountPoint { path: target.to_owned(), why: why.to_owned() };
+    if !target.is_absolute() {
+        return Err(unusable("it is not an absolute path"));
+    }
+    let made = DirBuilder::new().recursive(true).mode(0o750).create(target);
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let root = File::open("/").map_err(HostError::io("open", Path::new("/")))?;
+    match openat2(&root, target, how) {
+        Ok(directory) => Ok(directory),
+        Err(Errno::ELOOP) => Err(unusable("a component of it is a symbolic link")),
+        Err(Errno::ENOTDIR) => Err(unusable("it is not a directory")),
+        Err(errno) => Err(HostError::io("make", target)(made.err().unwrap_or(errno.into()))),
+    }
+}
+
+/// Options as `mount -o` takes them, as flags and data. `read_only` has the last word.
+fn parse_options(options: &[String], read_only: bool) -> (MsFlags, String) {
+    let mut flags = MsFlags::empty();
+    let mut data = Vec::new();
+    let words = options.iter().flat_map(|option| option.split(',')).map(str::trim);
+    for word in words.filter(|word| !word.is_empty()) {
+        if let Some((_, flag, set)) = FLAGS.iter().find(|(name, ..)| *name == word) {
+            flags.set(*flag, *set);
+        } else if !FOR_USERSPACE.contains(&word) && !word.starts_with("x-") {
+            data.push(word);
+        }
+    }
+    if read_only {
+        flags.insert(MsFlags::MS_RDONLY);
+        // XFS and ext4 write at a mount even then, to replay the log, unless they are kept from it;
+        // without the replay the contents may be inconsistent. So only a device that refuses writes
+        // (`BLKROSET`) makes them go without, which they do by themselves.
+    }
+    (flags, data.join(","))
+}
+
+fn hint(errno: Errno, filesystem: Filesystem) -> &'static str {
+    match (errno, filesystem) {
+        (Errno::EBUSY, _) => "the device or the mount point is in use",
+        (Errno::EINVAL, Filesystem::Xfs) => {
+            "not XFS, an option that XFS doesn't know, or its UUID is mounted already (a clone: use the option nouuid); see dmesg"
+        }
+        (Errno::EINVAL, Filesystem::Ext4) => {
+            "not ext4, or an option that ext4 doesn't know; see dmesg"
+        }
+        (Errno::EUCLEAN, _) => "the file system is damaged; see dmesg",
+        (Errno::EROFS | Errno::EACCES, _) => {
+            "the device refuses writes: attach it read-only (mode: ro)"
+        }
+        (Errno::ENODEV, _) => "the kernel has no support for this file system",
+        (Errno::ENOENT, _) => "the device's node is missing",
+        (Errno::EPERM, _) => "attachd may not mount (CAP_SYS_ADMIN)",
+        _ => "see dmesg for the kernel's reason",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn parsed(options: &[&str], read_only: bool) -> (MsFlags, String) {
+        let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
+        parse_options(&options, read_only)
+    }
+
+    #[test]
+    fn known_options_become_flags_and_the_file_systems_own_stay_data() {
+        let (flags, data) =
+            parsed(&["noatime,nodev", "discard", "nosuid", "nouuid,logbufs=8"], false);
+        assert_eq!(flags, MsFlags::MS_NOATIME | MsFlags::MS_NODEV | MsFlags::MS_NOSUID);
+        assert_eq!(data, "discard,nouuid,logbufs=8");
+        let (flags, data) =
+            parsed(&["defaults", "_netdev,x-systemd.automount", "", " ro , rw "], false);
+        assert_eq!((flags, data.as_str()), (MsFlags::empty(), ""));
+    }
+
+    #[test]
+    fn read_only_has_the_last_word() {
+        let (flags, _) = parsed(&["rw"], true);
+        assert_eq!(flags, MsFlags::MS_RDONLY);
+    }
+
+    #[test]
+    fn only_an_absent_or_empty_directory_without_links_above_it_is_mounted_on() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let unusable = |path: &Path| match look_at(path).unwrap() {
+            MountTarget::Unusable { why } => why,
+            other => panic!("{} is {other:?}", path.display()),
+        };
+        fs::create_dir_all(root.join("full/sub")).unwrap();
+        fs::write(root.join("file"), "").unwrap();
+        symlink(root.join("full"), root.join("link")).unwrap();
+        assert_eq!(look_at(&root.join("full/sub")).unwrap(), MountTarget::EmptyDirectory);
+        assert_eq!(look_at(&root.join("full/none/deep")).unwrap(), MountTarget::Absent);
+        assert!(unusable(&root.join("full")).contains("not empty"));
+        assert!(unusable(&root.join("file")).contains("not a directory"));
+        assert!(unusable(&root.join("file/below")).contains("not a directory"));
+        assert!(unusable(&root.join("link/sub")).contains("symbolic link"));
+    }
+
+    #[test]
+    fn a_mount_point_is_made_private_and_may_not_be_a_link() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("volumes/data");
+        open_mount_point(&target).unwrap();
+        let mode = fs::metadata(&target).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode & 0o027, 0, "{mode:o}");
+        let link = root.path().join("link");
+        symlink(&target, &link).unwrap();
+        let through = open_mount_point(&link.join("below")).unwrap_err();
+        assert_eq!(through.reason(), "UnusableMountPoint");
+        assert_eq!(open_mount_point(&link).unwrap_err().reason(), "UnusableMountPoint");
+        let file = root.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert_eq!(open_mount_point(&file).unwrap_err().reason(), "UnusableMountPoint");
+        assert_eq!(
+            open_mount_point(Path::new("relative")).unwrap_err().reason(),
+            "UnusableMountPoint"
+        );
+    }
+}

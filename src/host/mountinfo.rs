@@ -1,0 +1,102 @@
+//! Mounts, as `/proc/<pid>/mountinfo` lists them (`proc_pid_mountinfo(5)`).
+//!
+//! ```text
+//! 36 35 98:0 /mnt1 /mnt2\040a rw,noatime master:1 - ext3 /dev/root rw,errors=continue
+//! ```
+
+use std::{
+    ffi::OsString,
+    fs,
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+};
+
+use procfs::process::MountInfo;
+
+use crate::model::MountEntry;
+
+use super::HostError;
+
+/// All mounts of block devices, in the order in which they were made.
+pub(crate) fn mounts(mountinfo: &Path) -> Result<Vec<MountEntry>, HostError> {
+    let text = fs::read(mountinfo).map_err(HostError::io("read", mountinfo))?;
+    Ok(parse(&String::from_utf8_lossy(&text)))
+}
+
+fn parse(text: &str) -> Vec<MountEntry> {
+    text.lines().filter_map(|line| entry(&MountInfo::from_line(line).ok()?)).collect()
+}
+
+fn entry(info: &MountInfo) -> Option<MountEntry> {
+    let number: crate::model::DeviceNumber = info.majmin.parse().ok()?;
+    // Major 0: no block device (tmpfs, overlay, network file systems).
+    if number.major == 0 {
+        return None;
+    }
+    let read_only = info.mount_options.contains_key("ro") || info.super_options.contains_key("ro");
+    Some(MountEntry {
+        number,
+        source: unescaped(info.mount_source.as_deref().unwrap_or_default().as_bytes())
+            .to_string_lossy()
+            .into_owned(),
+        target: PathBuf::from(unescaped(info.mount_point.as_os_str().as_encoded_bytes())),
+        fs_type: info.fs_type.clone(),
+        read_only,
+    })
+}
+
+/// The kernel writes blank, tab, newline and backslash as `\` and three octal digits (`mangle_path()`).
+fn unescaped(text: &[u8]) -> OsString {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let [first, after @ ..] = rest {
+        match after {
+            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..] if *first == b'\\' => {
+                plain.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+                rest = tail;
+            }
+            _ => {
+                plain.push(*first);
+                rest = after;
+            }
+        }
+    }
+    OsString::from_vec(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "\
+22 1 0:20 / /sys rw,nosuid,nodev,noexec,relatime shared:7 - sysfs sysfs rw
+28 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw,errors=remount-ro
+96 28 253:0 / /var/lib/attachd/volumes/my\\040data\\134x rw,noatime shared:1 master:3 - ext4 /dev/mapper/mpatha rw
+97 28 253:1 /sub /mnt/b ro,relatime - xfs /dev/dm-1 rw,attr2
+98 28 253:2 / /mnt/c rw,relatime unbindable - xfs /dev/dm-2 ro,attr2
+nonsense
+";
+
+    #[test]
+    fn mounts_of_block_devices_are_read_with_their_escapes() {
+        let mounts = parse(TEXT);
+        assert_eq!(mounts.len(), 4);
+        assert_eq!(mounts[1].target, PathBuf::from("/var/lib/attachd/volumes/my data\\x"));
+        assert_eq!(mounts[1].number.to_string(), "253:0");
+        assert_eq!(
+            (mounts[1].source.as_str(), mounts[1].fs_type.as_str()),
+            ("/dev/mapper/mpatha", "ext4")
+        );
+    }
+
+    #[test]
+    fn a_mount_is_read_only_by_either_set_of_options() {
+        let read_only: Vec<bool> = parse(TEXT).iter().map(|mount| mount.read_only).collect();
+        assert_eq!(read_only, [false, false, true, true]);
+    }
+
+    #[test]
+    fn this_machines_own_mounts_can_be_read() {
+        mounts(Path::new("/proc/self/mountinfo")).unwrap();
+    }
+}
