@@ -20,6 +20,7 @@ BINARY = "/usr/local/bin/attachd"
 
 # Everything that an attach makes on a node, a line each. Nothing but this may decide that nothing is left.
 _LEFTOVERS = r"""
+set +e +o pipefail
 for session in /sys/class/iscsi_session/session*; do [ -e "$session" ] && echo "session ${session##*/}"; done
 for disk in /sys/block/sd*; do [ -e "$disk" ] && echo "disk ${disk##*/}"; done
 for map in /sys/block/dm-*; do [ -e "$map" ] && echo "map $(cat "$map/dm/name")"; done

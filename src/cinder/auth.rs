@@ -69,6 +69,13 @@ impl Auth {
         }
     }
 
+    /// Whether the endpoint is plain HTTP, so that no certificate is ever looked at.
+    pub(super) fn is_plain_http(&self) -> bool {
+        match self {
+            Self::NoAuth { endpoint, .. } => endpoint.scheme() == "http",
+        }
+    }
+
     /// Whether the endpoint is on this machine, where no proxy can help.
     pub(super) fn is_loopback(&self) -> bool {
         match self {
