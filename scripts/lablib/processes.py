@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lablib.commands import wait_until
 from lablib.errors import LabError
 
 
@@ -90,6 +91,8 @@ class ProcessTable:
                 raise LabError(f"can't start {name}: {error}") from error
         started = int(Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19])
         process = Process(child.pid, started, list(argv))
+        # The kernel shows a new program's arguments a moment after it has begun.
+        wait_until(lambda: process.alive() or child.poll() is not None, timeout=30, what=f"{name} to start", interval=0.01)
         self._directory.mkdir(parents=True, exist_ok=True)
         record = self._record(name)
         unfinished = record.with_suffix(".tmp")
