@@ -74,8 +74,8 @@ class Demo:
         attached = result.json()
         check([path["state"] for path in attached["paths"]] == ["active", "active"], "both portals carry an active path")
         check(attached["device"] == f"/dev/mapper/{attached['wwid']}", f"the device is the multipath map {attached['wwid']}")
-        source = self.node.shell(f"findmnt -n -o SOURCE,FSTYPE {_MOUNT}").split()
-        check(source == [attached["device"], "ext4"], f"{source[0]} is mounted on {_MOUNT} as ext4")
+        mounted = self.node.shell(f"findmnt -n -o SOURCE,FSTYPE {_MOUNT}").split()
+        check(mounted == [attached["device"], "ext4"], f"{mounted[0]} is mounted on {_MOUNT} as {mounted[1]}")
         check(self.node.volume(volume)["status"] == "in-use", "Cinder says that the volume is in use")
         statuses = [item["status"] for item in self.node.cinder.attachments() if item["volume_id"] == volume]
         check(statuses == ["attached"], "Cinder says that the attachment is complete")

@@ -5,7 +5,7 @@ use std::{
     io::ErrorKind,
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::fs::DirBuilderExt,
+        unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt},
     },
     path::{Path, PathBuf},
     time::Duration,
@@ -15,6 +15,7 @@ use nix::{
     errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
     mount::{MntFlags, MsFlags, mount, umount2},
+    sys::stat::{major, minor},
 };
 
 use crate::model::{DeviceName, DeviceNumber, Filesystem, MountEntry};
@@ -106,7 +107,7 @@ impl Mounts {
         let directory = open_mount_point(target)?;
         // By the open directory, not by its name: a link that is put in its place doesn't matter.
         let by_fd = format!("/proc/self/fd/{}", directory.as_raw_fd());
-        let source = self.dev.join(device.as_str());
+        let source = self.stable_path(device, number);
         let data = Some(data).filter(|data| !data.is_empty());
         let mounted = mount(Some(&source), by_fd.as_str(), Some(filesystem.name()), flags, data);
         mounted.map(|()| true).map_err(|errno| HostError::Mount {
@@ -116,6 +117,19 @@ impl Mounts {
             hint: hint(errno, filesystem),
             source: errno.into(),
         })
+    }
+
+    /// The path that the mount table will show: a map by its name where udev has made that node, since
+    /// `dm-N` is another map's after a reboot.
+    fn stable_path(&self, device: &DeviceName, number: Option<DeviceNumber>) -> PathBuf {
+        let named = self.sysfs.map_name(device).map(|name| self.dev.join("mapper").join(name));
+        let is_it = |path: &PathBuf| {
+            let seen = fs::metadata(path).ok().filter(|seen| seen.file_type().is_block_device());
+            let seen = seen.map(|seen| (major(seen.rdev()), minor(seen.rdev())));
+            seen.is_some()
+                && seen == number.map(|number| (number.major.into(), number.minor.into()))
+        };
+        named.filter(is_it).unwrap_or_else(|| self.dev.join(device.as_str()))
     }
 
     /// Unmounts what is mounted there; never lazily, never by force.

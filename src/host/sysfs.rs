@@ -147,6 +147,11 @@ impl Sysfs {
         parsed(&self.root.join("block").join(device.as_str()).join("dev"))
     }
 
+    /// A map's name; `None` for what isn't one.
+    pub(crate) fn map_name(&self, device: &DeviceName) -> Option<String> {
+        text(&self.root.join("block").join(device.as_str()).join("dm/name")).ok().flatten()
+    }
+
     /// The file that makes a SCSI host look for a LUN, and what to write before the LUN: the channel
     /// (always 0 for iSCSI) and the target number of the session (0 for software iSCSI; offload
     /// adapters have more than one session on a host).

@@ -1,0 +1,196 @@
+"""All tests, in tiers from pure to real, with one line for each tier at the end."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from lablib import cases
+from lablib.build import build, cargo
+from lablib.cache import artefact, content_key
+from lablib.commands import run
+from lablib.errors import LabError
+from lablib.lifecycle import Wishes, down, up
+from lablib.packages import apt_get
+from lablib.state import PROJECT_DIR, PROJECT_ID, Lab
+
+_DENY_VERSION = "0.20.2"
+_LAB = "test"
+
+
+@dataclasses.dataclass
+class Tally:
+    """What a tier found."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def check(self, what: str, argv: list[str], *, timeout: float = 3600) -> None:
+        """Run a command as one test."""
+        code = _show(argv, timeout)
+        self.count(code == 0, what)
+
+    def count(self, good: bool, what: str) -> None:
+        """Count one test."""
+        if good:
+            self.passed += 1
+        else:
+            self.failed += 1
+            self.notes.append(what)
+
+
+def _show(argv: list[str], timeout: float, env: dict[str, str] | None = None) -> int:
+    print("+ " + " ".join(argv), flush=True)
+    try:
+        return subprocess.run(argv, cwd=PROJECT_DIR, timeout=timeout, env={**os.environ, **(env or {})}).returncode
+    except subprocess.TimeoutExpired:
+        print(f"no end after {timeout:.0f} s", flush=True)
+        return 124
+
+
+def _cargo_tests(tally: Tally, arguments: list[str], env: dict[str, str] | None = None) -> None:
+    """Run cargo test and add up what it says of itself."""
+    argv = [cargo(), "test", "--locked", "--all-features", "--no-fail-fast", *arguments]
+    print("+ " + " ".join(argv), flush=True)
+    process = subprocess.Popen(argv, cwd=PROJECT_DIR, stdout=subprocess.PIPE, text=True, env={**os.environ, **(env or {})})
+    results = 0
+    assert process.stdout
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        found = re.match(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", line)
+        if found:
+            results += 1
+            tally.passed += int(found[1])
+            tally.failed += int(found[2])
+        failure = re.match(r"test (\S+) \.\.\. FAILED", line)
+        if failure:
+            tally.notes.append(failure[1])
+    code = process.wait()
+    if results == 0 or (code != 0 and tally.failed == 0):
+        tally.count(False, f"cargo test ended with {code} after {results} test programs")
+
+
+def lint() -> Tally:
+    """Format, clippy, shell scripts, Python."""
+    tally = Tally()
+    tally.check("cargo fmt", [cargo(), "fmt", "--check"])
+    tally.check("clippy", [cargo(), "clippy", "--locked", "--all-targets", "--all-features", "--", "-D", "warnings"])
+    tally.check("documentation", ["env", "RUSTDOCFLAGS=-D warnings", cargo(), "doc", "--locked", "--no-deps", "--document-private-items"])
+    if not _installed("shellcheck"):
+        apt_get(["install", "-y", "--no-install-recommends", "shellcheck"])
+    tally.check("shellcheck", ["shellcheck", "scripts/lab", "scripts/demo", "scripts/test", ".ci/run", "scripts/lablib/guest/init"])
+    sources = sorted(str(path) for path in [*Path(PROJECT_DIR, "scripts").rglob("*.py"), *Path(PROJECT_DIR, "tests").rglob("*.py")])
+    tally.check("python", [sys.executable, "-B", "-c", "import ast,sys\nfor f in sys.argv[1:]: ast.parse(open(f).read(), f)", *sources])
+    return tally
+
+
+def _installed(program: str) -> bool:
+    return subprocess.run(["sh", "-c", f"command -v {program}"], stdout=subprocess.DEVNULL, timeout=30).returncode == 0
+
+
+def policy() -> Tally:
+    """Licences, bans and sources of the dependencies."""
+
+    def install(directory: Path) -> None:
+        run([cargo(), "install", "--quiet", "--locked", "--root", directory, "--version", _DENY_VERSION, "cargo-deny"], timeout=2400, nice=True)
+
+    deny = artefact("cargo-deny", content_key(_DENY_VERSION), install) / "bin/cargo-deny"
+    tally = Tally()
+    tally.check("cargo deny", [str(deny), "--offline", "check", "licenses", "bans", "sources"])
+    return tally
+
+
+def pure() -> Tally:
+    """Everything that needs neither root nor a lab: unit tests, goldens, transcripts, the simulated node."""
+    tally = Tally()
+    _cargo_tests(tally, [])
+    return tally
+
+
+def _lab() -> Lab:
+    lab = Lab(_LAB)
+    up(lab, Wishes(nodes=1, fast_failover=False, find_multipaths=None))
+    return lab
+
+
+def real_cinder() -> Tally:
+    """The Cinder client against a real Cinder."""
+    settings = _lab().settings()
+    tally = Tally()
+    env = {"ATTACHD_TEST_CINDER": f"http://127.0.0.1:{settings.cinder_port}", "ATTACHD_TEST_PROJECT": PROJECT_ID}
+    _cargo_tests(tally, ["--test", "cinder_real", "--", "--ignored"], env)
+    return tally
+
+
+def real_node(only: str | None = None, binary: Path | None = None) -> Tally:
+    """attachd on a real kernel: tests/lab."""
+    binary = binary or build()
+    lab = _lab()
+    tally = Tally()
+    for name, error in cases.run_all(lab, binary, PROJECT_DIR / "tests/lab", only):
+        tally.count(error is None, name)
+    return tally
+
+
+def demo() -> Tally:
+    """The demo, as a user runs it."""
+    tally = Tally()
+    tally.check("scripts/demo", ["scripts/demo"])
+    return tally
+
+
+_TIERS: dict[str, Callable[[], Tally]] = {
+    "lint": lint, "policy": policy, "pure": pure, "cinder": real_cinder, "node": real_node, "demo": demo,
+}
+
+
+def main() -> int:
+    """Run the tiers; the exit code is 0 only if nothing failed, and in CI only if nothing was skipped."""
+    parser = argparse.ArgumentParser(prog="scripts/test", description=__doc__)
+    parser.add_argument("tiers", nargs="*", metavar="TIER", help=f"only these: {', '.join(_TIERS)}")
+    parser.add_argument("--only", metavar="TEXT", help="of the tier node, only the tests whose name contains this")
+    parser.add_argument("--binary", type=Path, help="of the tier node: test this attachd instead of building one")
+    parser.add_argument("--keep", action="store_true", help=f"leave the lab running: scripts/lab --name {_LAB} status")
+    options = parser.parse_args()
+    wrong = set(options.tiers) - set(_TIERS)
+    if wrong:
+        parser.error(f"no such tier: {', '.join(sorted(wrong))}")
+    chosen = options.tiers or list(_TIERS)
+    lines, total = [], Tally()
+    try:
+        for name, tier in _TIERS.items():
+            if name not in chosen:
+                continue
+            print(f"\n=== {name}: {tier.__doc__}", flush=True)
+            start = time.monotonic()
+            try:
+                tally = real_node(options.only, options.binary) if name == "node" else tier()
+            except LabError as error:
+                # A tier that can't run is no pass: the reason is shown, and it counts as skipped.
+                print(f"✗ {error}", flush=True)
+                tally = Tally(skipped=1, notes=[str(error).splitlines()[0]])
+            notes = f"  ({'; '.join(tally.notes)})" if tally.notes else ""
+            lines.append(f"{name:8} {tally.passed:4} passed {tally.failed:3} failed {tally.skipped:3} skipped"
+                         f" {time.monotonic() - start:6.0f} s{notes}")
+            total.passed += tally.passed
+            total.failed += tally.failed
+            total.skipped += tally.skipped
+    finally:
+        if not options.keep:
+            down(Lab(_LAB))
+    print("\n" + "\n".join(lines))
+    print(f"{total.passed} passed, {total.failed} failed, {total.skipped} skipped", flush=True)
+    return 1 if total.failed or total.passed == 0 or total.skipped else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
