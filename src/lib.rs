@@ -1,4 +1,4 @@
-//! attachd attaches OpenStack Cinder volumes to Linux nodes without Nova.
+//! attachd attaches Cinder volumes (`OpenStack`'s block storage) to Linux nodes without Nova.
 //!
 //! ```text
 //!   a request (command line, directory of YAML, custom resource)

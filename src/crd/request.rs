@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
     status = "VolumeAttachRequestStatus",
     selectable = ".spec.nodeName",
     derive = "PartialEq",
+    doc = "Asks for a Cinder volume to be attached to one node. Deleting it detaches the volume.",
     printcolumn(name = "Node", type_ = "string", json_path = ".spec.nodeName"),
     printcolumn(name = "Volume", type_ = "string", json_path = ".spec.volumeID"),
     printcolumn(
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[expect(clippy::duplicated_attributes, reason = "kube takes a list of columns and of rules")]
 #[x_kube(
     validation = Rule::new("self.volumeMode == 'Filesystem' || (!has(self.filesystem) && !has(self.mountPath))")
         .message("filesystem and mountPath belong to volumeMode Filesystem"),

@@ -1,0 +1,47 @@
+//! The custom resource definition: committed, and what the Rust types say.
+
+use std::{fs, path::Path};
+
+use serde_json::Value;
+
+fn committed() -> String {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("crds/attachd.dev_volumeattachrequests.yaml");
+    fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn the_committed_crd_is_what_the_types_generate() {
+    let generated = attachd::crd::manifests().unwrap();
+    assert_eq!(
+        committed().trim_end(),
+        generated.trim_end(),
+        "run: attachd crd > crds/attachd.dev_volumeattachrequests.yaml"
+    );
+}
+
+fn schema() -> Value {
+    let crd: Value = serde_saphyr::from_str(&committed()).unwrap();
+    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"].clone()
+}
+
+#[test]
+fn every_field_of_the_spec_is_described_and_immutable() {
+    let schema = schema();
+    let properties = schema["properties"].as_object().unwrap();
+    assert_eq!(properties.len(), 8);
+    for (name, field) in properties {
+        assert!(field["description"].is_string(), "{name} has no description");
+        let rules = field["x-kubernetes-validations"].to_string();
+        assert!(rules.contains("self == oldSelf"), "{name} can be changed: {rules}");
+    }
+}
+
+#[test]
+fn a_node_finds_its_own_requests_by_a_selectable_field() {
+    let crd: Value = serde_saphyr::from_str(&committed()).unwrap();
+    let version = &crd["spec"]["versions"][0];
+    assert_eq!(version["selectableFields"][0]["jsonPath"], ".spec.nodeName");
+    assert_eq!(crd["spec"]["scope"], "Cluster");
+    assert!(version["subresources"]["status"].is_object());
+}

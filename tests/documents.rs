@@ -1,0 +1,60 @@
+//! The documents say what the code says.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// Every word that a `reason()` can give.
+fn reasons() -> BTreeSet<String> {
+    let sources = [
+        "src/attach/error.rs",
+        "src/attach/ledger.rs",
+        "src/attach/refusal.rs",
+        "src/cinder/error.rs",
+        "src/crd/validate.rs",
+        "src/host/error.rs",
+    ];
+    let mut found = BTreeSet::new();
+    for source in sources {
+        let text = read(source);
+        let (_, body) = text.split_once("fn reason(").unwrap();
+        let body = body.split("\n    }").next().unwrap();
+        for word in body.split('"').skip(1).step_by(2) {
+            assert!(word.chars().all(char::is_alphanumeric), "{source}: {word:?} is no CamelCase word");
+            found.insert(word.to_owned());
+        }
+    }
+    assert!(found.len() > 50, "the reasons were not found: {found:?}");
+    found
+}
+
+#[test]
+fn every_reason_has_its_entry_in_the_operations_manual() {
+    let manual = read("docs/operations.md");
+    let missing: Vec<String> =
+        reasons().into_iter().filter(|reason| !manual.contains(&format!("`{reason}`"))).collect();
+    assert!(missing.is_empty(), "docs/operations.md lacks {missing:?}");
+}
+
+#[test]
+fn every_command_is_in_the_readme() {
+    let readme = read("README.md");
+    for command in ["attach", "detach", "plan", "inspect", "connector", "run", "crd", "completions", "man"] {
+        assert!(readme.contains(&format!("attachd {command}")), "README.md lacks attachd {command}");
+    }
+}
+
+#[test]
+fn links_of_the_documents_lead_somewhere() {
+    for document in ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/operations.md"] {
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
+        for target in read(document).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if !target.starts_with("http") && !target.starts_with('#') {
+                let file = target.split('#').next().unwrap();
+                assert!(base.parent().unwrap().join(file).exists(), "{document}: {target}");
+            }
+        }
+    }
+}
