@@ -40,7 +40,7 @@ fn client(address: SocketAddr) -> Client {
     let config = ClientConfig {
         connect_timeout: LIMIT,
         request_timeout: LIMIT,
-        update_timeout: LIMIT,
+        export_timeout: LIMIT,
         first_pause: Duration::from_millis(1),
         ..ClientConfig::default()
     };

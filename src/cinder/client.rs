@@ -21,8 +21,9 @@ pub struct ClientConfig {
     /// For one request, until its answer is read. A call ends within twice that, repeats included
     /// (its version may have to be looked up, which is another call).
     pub request_timeout: Duration,
-    /// The same for an update, in which the storage back end exports the volume.
-    pub update_timeout: Duration,
+    /// The same for an update and a delete, in which the storage back end makes or takes away the
+    /// volume's export: seconds to a minute (Cinder's own `rpc_response_timeout` is 60 s).
+    pub export_timeout: Duration,
     /// How often a request is sent that may be repeated. A reservation is sent once.
     pub tries: u32,
     /// The pause after the first try; it doubles from there.
@@ -36,7 +37,7 @@ impl Default for ClientConfig {
         Self {
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(30),
-            update_timeout: Duration::from_mins(1),
+            export_timeout: Duration::from_mins(2),
             tries: 3,
             first_pause: Duration::from_millis(250),
             highest_version: PREFERRED,
@@ -47,14 +48,13 @@ impl Default for ClientConfig {
 impl ClientConfig {
     pub(super) fn limit(&self, operation: Operation) -> Duration {
         match operation {
-            Operation::Update(_) => self.update_timeout,
+            Operation::Update(_) | Operation::Delete(_) => self.export_timeout,
             Operation::Discover
             | Operation::ShowVolume(_)
             | Operation::Reserve(_)
             | Operation::Complete(_)
             | Operation::Show(_)
-            | Operation::List
-            | Operation::Delete(_) => self.request_timeout,
+            | Operation::List => self.request_timeout,
         }
     }
 }

@@ -132,6 +132,11 @@ mod tests {
             "device node rules:\n- blacklist:\n        (default rule)     !^(sd[a-z]|dasd[a-z]|nvme[0-9])",
         );
         assert_eq!(blacklisting_rule(&default), None);
+        let captured = crate::host::fixtures::text("multipathd/show-blacklist.txt");
+        assert_eq!(blacklisting_rule(&captured), None);
+        let config = "(config file rule) ^sd[a-z]\n        (default rule)     !^(sd";
+        let with_config = captured.replacen("(default rule)     !^(sd", config, 1);
+        assert_eq!(blacklisting_rule(&with_config).as_deref(), Some("^sd[a-z]"));
         assert_eq!(blacklisting_rule(""), None);
     }
 

@@ -12,6 +12,9 @@ use std::{
 
 use super::HostError;
 
+/// How often work that was left behind is looked at.
+const STEP: Duration = Duration::from_millis(50);
+
 /// Runs blocking work with a time limit, each piece at most once at a time.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Blocking {
@@ -39,6 +42,20 @@ impl Blocking {
             work()
         })
         .await
+    }
+}
+
+impl Blocking {
+    /// Waits until a piece of work that was left behind has ended; says whether it has.
+    pub(crate) async fn ended(&self, doing: &str, limit: Duration) -> bool {
+        let goes_on =
+            || self.going_on.lock().unwrap_or_else(PoisonError::into_inner).contains(doing);
+        let wait = async {
+            while goes_on() {
+                tokio::time::sleep(STEP).await;
+            }
+        };
+        tokio::time::timeout(limit, wait).await.is_ok()
     }
 }
 

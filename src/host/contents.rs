@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::join;
 use nix::{errno::Errno, fcntl::OFlag};
 
 use crate::model::{Contents, DeviceName};
@@ -60,7 +61,19 @@ impl<E: Executor> Probe<'_, E> {
         let path = self.dev.join(device.as_str());
         let shown = path.display().to_string();
         let command = Command::new(Program::Blkid, BLKID_LIMIT, ["-p", "-o", "export", &shown]);
-        let output = self.exec.run(command).await?;
+        let name = device.clone();
+        let work = move || match first_byte(&path) {
+            Ok(Some(offset)) => Ok(Contents::Data { offset }),
+            Ok(None) => Ok(Contents::Blank),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(HostError::EmptyDevice { device: name })
+            }
+            Err(error) => Err(HostError::io("read", path)(error)),
+        };
+        let read = self.blocking.once(format!("reading {device}"), READ_LIMIT, work);
+        // The two witnesses side by side.
+        let (output, read) = join(self.exec.run(command), read).await;
+        let output = output?;
         let signature = match output.exit {
             Exit::Code(0) => signature(&output.stdout),
             // Exit code 8: several signatures that contradict each other.
@@ -75,16 +88,7 @@ impl<E: Executor> Probe<'_, E> {
         if let Some(found) = signature {
             return Ok(found);
         }
-        let name = device.clone();
-        let work = move || match first_byte(&path) {
-            Ok(Some(offset)) => Ok(Contents::Data { offset }),
-            Ok(None) => Ok(Contents::Blank),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                Err(HostError::EmptyDevice { device: name })
-            }
-            Err(error) => Err(HostError::io("read", path)(error)),
-        };
-        self.blocking.once(format!("reading {device}"), READ_LIMIT, work).await
+        read
     }
 }
 

@@ -11,7 +11,7 @@ pub enum HostError {
     #[error("{program} is not installed on this node (looked in {searched})")]
     ProgramMissing {
         /// Which.
-        program: Program,
+        program: &'static str,
         /// The search path.
         searched: &'static str,
     },
@@ -32,7 +32,7 @@ pub enum HostError {
         doing: String,
         /// How it ended.
         exit: Exit,
-        /// The end of what it said, bounded.
+        /// What it said, bounded.
         stderr: String,
     },
     /// Something took longer than it may; it may still be going on inside the kernel or a daemon.
@@ -45,15 +45,21 @@ pub enum HostError {
     },
     /// The target refused the credentials (`iscsiadm` exit code 24).
     #[error(
-        "{target} refused the login: the CHAP credentials or this initiator's name are not what it expects"
+        "{what} refused the login: the CHAP credentials or this initiator's name are not what it expects"
     )]
     AuthRejected {
-        /// Which target.
-        target: Target,
+        /// Which target, or which portal at discovery.
+        what: String,
     },
     /// The portal did not answer in time (`iscsiadm` exit codes 8 and 11).
     #[error("{target} did not answer the login in time; check the storage network and the portal")]
     LoginTimedOut {
+        /// Which target.
+        target: Target,
+    },
+    /// The target refused the login for good (`iscsiadm` exit code 19).
+    #[error("{target} refused the login: it has no such target, or none for this initiator")]
+    LoginRefused {
         /// Which target.
         target: Target,
     },
@@ -194,7 +200,7 @@ pub enum HostError {
         device: DeviceName,
         /// Which file system.
         filesystem: &'static str,
-        /// The end of what the checker said.
+        /// What the checker said, bounded.
         output: String,
     },
     /// No address fits.
@@ -247,6 +253,7 @@ impl HostError {
             Self::TimedOut { .. } => "TimedOut",
             Self::AuthRejected { .. } => "AuthRejected",
             Self::LoginTimedOut { .. } => "LoginTimedOut",
+            Self::LoginRefused { .. } => "LoginRefused",
             Self::PortalUnreachable { .. } => "PortalUnreachable",
             Self::IscsidNotRunning => "IscsidNotRunning",
             Self::NoTransport => "NoIscsiTransport",
@@ -278,6 +285,7 @@ impl HostError {
             | Self::Command { .. }
             | Self::TimedOut { .. }
             | Self::LoginTimedOut { .. }
+            | Self::LoginRefused { .. }
             | Self::PortalUnreachable { .. }
             | Self::IscsidNotRunning
             | Self::NoTransport

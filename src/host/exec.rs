@@ -149,22 +149,25 @@ impl Output {
     /// The output as an error: what it was for, how it ended, the end of what it said.
     pub fn into_error(self, program: Program, doing: impl Into<String>) -> HostError {
         let said = if self.stderr.trim().is_empty() { &self.stdout } else { &self.stderr };
-        HostError::Command { program, doing: doing.into(), exit: self.exit, stderr: tail(said) }
+        HostError::Command { program, doing: doing.into(), exit: self.exit, stderr: gist(said) }
     }
 }
 
-/// The last lines of a text, on one line, short enough for an error message.
-pub(crate) fn tail(text: &str) -> String {
-    const MOST: usize = 600;
-    let joined =
-        text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ");
-    let skip = joined.chars().count().saturating_sub(MOST);
-    if joined.is_empty() {
-        "it said nothing".to_owned()
-    } else if skip == 0 {
-        joined
-    } else {
-        format!("…{}", joined.chars().skip(skip).collect::<String>())
+/// What a program said, on one line, short enough for an error message: its first words (a usage text
+/// follows what is wrong) and its last.
+pub(crate) fn gist(text: &str) -> String {
+    const FIRST: usize = 200;
+    const LAST: usize = 400;
+    let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    let joined = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+    let letters: Vec<char> = joined.chars().collect();
+    match letters.len() {
+        0 => "it said nothing".to_owned(),
+        length if length <= FIRST + LAST => joined,
+        length => {
+            let part = |range: std::ops::Range<usize>| letters[range].iter().collect::<String>();
+            format!("{} … {}", part(0..FIRST), part(length - LAST..length))
+        }
     }
 }
 
@@ -238,9 +241,14 @@ impl RealExecutor {
     async fn to_the_end(&self, command: &Command) -> Result<Output, HostError> {
         let program = command.program;
         let failed = |source| HostError::Exec { program, source };
-        let missing = || HostError::ProgramMissing { program, searched: SEARCH_PATH };
+        let missing = |program| HostError::ProgramMissing { program, searched: SEARCH_PATH };
+        let first = self.prefix.first().copied().unwrap_or(program.name());
         let mut child = self.process(command).spawn().map_err(|error| {
-            if error.kind() == std::io::ErrorKind::NotFound { missing() } else { failed(error) }
+            if error.kind() == std::io::ErrorKind::NotFound {
+                missing(first)
+            } else {
+                failed(error)
+            }
         })?;
         let mut group = Group::of(&child);
         let (mut out, mut err) = (Bounded::default(), Bounded::default());
@@ -261,7 +269,7 @@ impl RealExecutor {
         let exit = Exit::from(status);
         // nsenter, like a shell, ends with 127 where the program isn't there.
         if exit == Exit::Code(127) && !self.prefix.is_empty() {
-            return Err(missing());
+            return Err(missing(program.name()));
         }
         Ok(Output { exit, stdout: out.into_text(), stderr: err.into_text() })
     }
@@ -383,9 +391,11 @@ mod tests {
     }
 
     #[test]
-    fn the_tail_of_a_message_fits_an_error() {
-        assert_eq!(tail("a\n\n  b \n"), "a; b");
-        assert_eq!(tail(" \n"), "it said nothing");
-        assert!(tail(&"long line\n".repeat(500)).chars().count() <= 601);
+    fn what_a_program_said_fits_an_error_with_its_first_and_last_words() {
+        assert_eq!(gist("a\n\n  b\t\tc \n"), "a; b c");
+        assert_eq!(gist(" \n"), "it said nothing");
+        let long = gist(&format!("must be larger\n{}the end", "usage\n".repeat(500)));
+        assert!(long.starts_with("must be larger; usage") && long.ends_with("the end"), "{long}");
+        assert!(long.chars().count() <= 603);
     }
 }

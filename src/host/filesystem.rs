@@ -8,7 +8,7 @@ use super::{
     Applied, HostError,
     blocking::Blocking,
     contents::Probe,
-    exec::{Command, Executor, Exit, Program, tail},
+    exec::{Command, Executor, Exit, Program, gist},
 };
 
 /// Without discard and with lazy initialisation it takes seconds, however large the volume is.
@@ -91,7 +91,7 @@ impl<E: Executor> Filesystems<'_, E> {
             Exit::Code(0) => Ok(Applied::unchanged()),
             // Bit 0: errors were corrected. Bit 1: reboot, meant for a mounted root.
             Exit::Code(1..=3) => {
-                tracing::warn!(%device, said = tail(&output.stdout), "e2fsck corrected the file system");
+                tracing::warn!(%device, said = gist(&output.stdout), "e2fsck corrected the file system");
                 Ok(Applied::changed())
             }
             // Bit 2: errors were left.
@@ -99,7 +99,7 @@ impl<E: Executor> Filesystems<'_, E> {
                 Err(HostError::FilesystemDamaged {
                     device: device.clone(),
                     filesystem: filesystem.name(),
-                    output: tail(&format!("{}{}", output.stdout, output.stderr)),
+                    output: gist(&format!("{}{}", output.stdout, output.stderr)),
                 })
             }
             Exit::Code(_) | Exit::Signal(_) => {

@@ -67,7 +67,7 @@ enum Code {
     Unreachable,
     /// 6 `ISCSI_ERR_IDBM`: the record is there already, or the database is broken.
     Database,
-    /// 8 `ISCSI_ERR_TRANS_TIMEOUT`, 11 `ISCSI_ERR_PDU_TIMEOUT`
+    /// 8 `ISCSI_ERR_TRANS_TIMEOUT` (also where the connection is refused), 11 `ISCSI_ERR_PDU_TIMEOUT`
     TimedOut,
     /// 12 `ISCSI_ERR_TRANS_NOT_FOUND`: the kernel module isn't loaded.
     NoTransport,
@@ -75,6 +75,8 @@ enum Code {
     SessionExists,
     /// 18 `ISCSI_ERR_ISCSID_COMM_ERR`, 20 `ISCSI_ERR_ISCSID_NOTCONN`
     NoIscsid,
+    /// 19 `ISCSI_ERR_FATAL_LOGIN`: there is no such target, or not for this initiator.
+    Refused,
     /// 24 `ISCSI_ERR_LOGIN_AUTH_FAILED`
     AuthRejected,
     /// Anything else, and signals.
@@ -92,6 +94,7 @@ impl From<Exit> for Code {
             Exit::Code(12) => Self::NoTransport,
             Exit::Code(15) => Self::SessionExists,
             Exit::Code(18 | 20) => Self::NoIscsid,
+            Exit::Code(19) => Self::Refused,
             Exit::Code(24) => Self::AuthRejected,
             Exit::Code(_) | Exit::Signal(_) => Self::Other,
         }
@@ -208,12 +211,17 @@ impl<E: Executor> OpenIscsi<'_, E> {
             Code::Unreachable | Code::TimedOut => Err(HostError::PortalUnreachable { portal }),
             Code::NoIscsid => Err(HostError::IscsidNotRunning),
             Code::NoTransport => Err(HostError::NoTransport),
-            Code::AuthRejected | Code::Database | Code::SessionExists | Code::Other => Err(output
+            Code::AuthRejected => {
+                Err(HostError::AuthRejected { what: format!("the discovery at {portal}") })
+            }
+            Code::Database | Code::SessionExists | Code::Refused | Code::Other => Err(output
                 .into_error(Program::Iscsiadm, format!("discovering the targets of {portal}"))),
         }
     }
 
     async fn run(&self, limit: Duration, args: &[String]) -> Result<Output, HostError> {
+        // Else it would wait for it for 30 s, and fail.
+        self.database.remove_stale_lock();
         self.exec.run(Command::new(Program::Iscsiadm, limit, args.iter().cloned())).await
     }
 }
@@ -227,11 +235,12 @@ fn node(target: &Target, rest: &[&str]) -> Vec<String> {
 
 fn error(output: Output, target: &Target, doing: &str) -> HostError {
     match Code::from(output.exit) {
-        Code::AuthRejected => HostError::AuthRejected { target: target.clone() },
+        Code::AuthRejected => HostError::AuthRejected { what: target.to_string() },
         Code::TimedOut => HostError::LoginTimedOut { target: target.clone() },
         Code::Unreachable => HostError::PortalUnreachable { portal: target.portal },
         Code::NoIscsid => HostError::IscsidNotRunning,
         Code::NoTransport => HostError::NoTransport,
+        Code::Refused => HostError::LoginRefused { target: target.clone() },
         Code::Success | Code::NothingFound | Code::Database | Code::SessionExists | Code::Other => {
             output.into_error(Program::Iscsiadm, format!("{doing} {target}"))
         }
@@ -255,4 +264,190 @@ fn targets(stdout: &str) -> Vec<Target> {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{
+        host::{fixtures, scripted::ScriptedExecutor},
+        model::Secret,
+    };
+
+    const IQN: &str = "iqn.2010-10.org.openstack:volume-afa839db-b260-447d-9eda-f9451ad99398";
+
+    fn target(portal: &str) -> Target {
+        Target { portal: portal.parse().unwrap(), iqn: IQN.parse().unwrap() }
+    }
+
+    fn node() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for directory in ["etc/iscsi", "run/lock", "proc"] {
+            fs::create_dir_all(root.path().join(directory)).unwrap();
+        }
+        root
+    }
+
+    fn write_record(root: &tempfile::TempDir, name: &str) {
+        let directory = root.path().join("etc/iscsi/nodes").join(IQN);
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join(name), fixtures::text("open-iscsi/node-record-2.1.8")).unwrap();
+    }
+
+    /// `$` in a line stands for `-m node -T <the target>`.
+    async fn run<T>(
+        root: &tempfile::TempDir,
+        lines: &[(&str, i32, &str)],
+        work: impl AsyncFnOnce(OpenIscsi<'_, ScriptedExecutor>) -> T,
+    ) -> T {
+        let node = format!("iscsiadm -m node -T {IQN} -p");
+        let lines: Vec<_> = lines
+            .iter()
+            .map(|(argv, code, text)| (argv.replace('$', &node), *code, *text))
+            .collect();
+        let lines: Vec<_> =
+            lines.iter().map(|(argv, code, text)| (argv.as_str(), *code, *text)).collect();
+        let exec = ScriptedExecutor::new(&lines);
+        let database = Database::new(root.path());
+        work(OpenIscsi { exec: &exec, database: &database, limits: LoginLimits::default() }).await
+    }
+
+    fn reasons(applied: &Applied) -> Vec<&'static str> {
+        applied.failures.iter().map(|(_, error)| error.reason()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_new_portal_costs_two_runs_and_its_secret_stands_on_no_command_line() {
+        let root = node();
+        let portals = [target("10.0.2.2:3260"), target("[fd00:2::2]:3260")];
+        let chap = Chap { username: "user".to_owned(), password: Secret::new("s3cret".to_owned()) };
+        let nodes = root.path().join("etc/iscsi/nodes").join(IQN);
+        let made = nodes.clone();
+        let argv = |portal: &str| format!("iscsiadm -m node -T {IQN} -p {portal} -o new");
+        let (v4, v6) = (argv("10.0.2.2:3260"), argv("[fd00:2::2]:3260"));
+        let exec = ScriptedExecutor::new(&[(&v4, 0, "New iSCSI node [tcp:[hw=,…"), (&v6, 0, "")])
+            .with_effect(move |argv| {
+                let name = if argv.contains("fd00") { "fd00:2::2,3260" } else { "10.0.2.2,3260" };
+                fs::create_dir_all(&made).unwrap();
+                fs::write(made.join(name), fixtures::text("open-iscsi/node-record-2.1.8")).unwrap();
+            });
+        let database = Database::new(root.path());
+        let iscsi = OpenIscsi { exec: &exec, database: &database, limits: LoginLimits::default() };
+        let applied = iscsi.write_records(&portals, Some(&chap)).await;
+        assert!(applied.changed && applied.failures.is_empty(), "{:?}", applied.failures);
+        assert!(
+            fs::read_to_string(nodes.join("fd00:2::2,3260"))
+                .unwrap()
+                .contains("auth.password = s3cret\n")
+        );
+        let again =
+            run(&root, &[], async |iscsi| iscsi.write_records(&portals, Some(&chap)).await).await;
+        assert!(!again.changed);
+    }
+
+    #[tokio::test]
+    async fn a_record_that_is_nowhere_is_told_with_the_places_that_were_searched() {
+        let root = node();
+        let portals = [target("10.0.2.2:3260")];
+        let script = [("$ 10.0.2.2:3260 -o new", 0, "")];
+        let applied =
+            run(&root, &script, async |iscsi| iscsi.write_records(&portals, None).await).await;
+        let error = applied.failures[0].1.to_string();
+        assert!(
+            error.contains("etc/iscsi/nodes and ") && error.contains("var/lib/iscsi"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn logins_run_side_by_side_and_each_exit_code_has_its_meaning() {
+        let root = node();
+        let targets: Vec<Target> = (1..=9).map(|n| target(&format!("10.0.2.{n}:3260"))).collect();
+        let codes = [0, 15, 8, 24, 4, 19, 20, 12, 5];
+        let lines: Vec<(String, i32, &str)> = codes
+            .iter()
+            .zip(&targets)
+            .map(|(code, target)| (format!("$ {} --login", target.portal), *code, "iscsiadm: said"))
+            .collect();
+        let lines: Vec<_> =
+            lines.iter().map(|(argv, code, text)| (argv.as_str(), *code, *text)).collect();
+        let applied = run(&root, &lines, async |iscsi| iscsi.login(&targets).await).await;
+        assert!(applied.changed);
+        assert_eq!(
+            reasons(&applied),
+            [
+                "LoginTimedOut",
+                "AuthRejected",
+                "PortalUnreachable",
+                "LoginRefused",
+                "IscsidNotRunning",
+                "NoIscsiTransport",
+                "CommandFailed",
+            ]
+        );
+        assert!(applied.failures[0].0.ends_with("at 10.0.2.3:3260"));
+        let last = applied.failures[6].1.to_string();
+        assert!(last.ends_with("iscsiadm ended with exit code 5: iscsiadm: said"), "{last}");
+    }
+
+    #[tokio::test]
+    async fn a_logout_is_one_run_where_the_record_is_attachds_own() {
+        let root = node();
+        write_record(&root, "10.0.2.2,3260");
+        let targets = [target("10.0.2.2:3260")];
+        let script = [("$ 10.0.2.2:3260 --logout", 0, "")];
+        let applied = run(&root, &script, async |iscsi| iscsi.logout(&targets).await).await;
+        assert!(applied.changed && applied.failures.is_empty());
+        assert!(!root.path().join("etc/iscsi/nodes").join(IQN).exists());
+        let script = [("$ 10.0.2.2:3260 --logout", 21, "iscsiadm: No matching sessions found")];
+        let applied = run(&root, &script, async |iscsi| iscsi.logout(&targets).await).await;
+        assert!(!applied.changed && applied.failures.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_record_that_discovery_made_is_removed_by_iscsiadm() {
+        let root = node();
+        write_record(&root, "x");
+        let directory = root.path().join("etc/iscsi/nodes").join(IQN);
+        fs::create_dir(directory.join("10.0.2.2,3260,1")).unwrap();
+        fs::rename(directory.join("x"), directory.join("10.0.2.2,3260,1/default")).unwrap();
+        let script = [("$ 10.0.2.2:3260 --logout", 21, ""), ("$ 10.0.2.2:3260 -o delete", 0, "")];
+        let applied =
+            run(&root, &script, async |iscsi| iscsi.logout(&[target("10.0.2.2:3260")]).await).await;
+        assert!(applied.failures.is_empty());
+    }
+
+    #[tokio::test]
+    async fn discovery_lists_targets_of_both_families_without_repeats() {
+        let root = node();
+        let answer = format!(
+            "10.0.2.2:3260,1 {IQN}\n[fd00:2::2]:3260,1 {IQN}\n10.0.2.2:3260,1 {IQN}\nnonsense\n"
+        );
+        let plain = "iscsiadm -m discovery -t sendtargets -p 10.0.2.2:3260 -o nonpersistent";
+        let portal = "10.0.2.2:3260".parse().unwrap();
+        let found =
+            run(&root, &[(plain, 0, &answer)], async |iscsi| iscsi.discover(portal, None).await)
+                .await;
+        assert_eq!(found.unwrap(), [target("10.0.2.2:3260"), target("[fd00:2::2]:3260")]);
+        let none =
+            run(&root, &[(plain, 21, "")], async |iscsi| iscsi.discover(portal, None).await).await;
+        assert!(none.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn authenticated_discovery_uses_a_record_that_is_gone_afterwards() {
+        let root = node();
+        let chap = Chap { username: "user".to_owned(), password: Secret::new("s3cret".to_owned()) };
+        let line =
+            "iscsiadm -m discoverydb -t sendtargets -p 10.0.2.2:3260 -o nonpersistent --discover";
+        let portal = "10.0.2.2:3260".parse().unwrap();
+        let refused =
+            run(&root, &[(line, 24, "")], async |iscsi| iscsi.discover(portal, Some(&chap)).await)
+                .await;
+        let error = refused.unwrap_err();
+        assert!(error.to_string().starts_with("the discovery at 10.0.2.2:3260 refused"), "{error}");
+        assert!(!root.path().join("etc/iscsi/send_targets").exists());
+    }
 }

@@ -1,12 +1,13 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use tokio::sync::watch;
 
-use crate::model::{Chap, Contents, DeviceName, HostState, Portal, Target};
+use crate::model::{Chap, Contents, DeviceName, DeviceNumber, Hctl, HostState, Portal, Target};
 
 use super::{
     AddressSource, Applied, Host, HostError, HostOp, LoginLimits, MountTarget, NodeFacts,
@@ -23,12 +24,15 @@ use super::{
     node_records::Database,
     openers::Openers,
     scsi::Scsi,
-    sysfs::Sysfs,
+    sysfs::{Sysfs, map_node},
     uevent::Uevents,
 };
 
 /// One walk of sysfs and mountinfo; they don't wait for any device.
 const OBSERVE_LIMIT: Duration = Duration::from_secs(20);
+
+/// How soon an unmount ends once its I/O fails.
+const AFTER_QUEUEING: Duration = Duration::from_secs(30);
 
 /// Where this node's things are, and what can't be read from it.
 #[derive(Debug, Clone)]
@@ -78,6 +82,7 @@ pub struct LinuxHost<E = RealExecutor> {
     openers: Openers,
     blocking: Blocking,
     uevents: Uevents,
+    unmounting: Mutex<BTreeMap<PathBuf, DeviceNumber>>,
 }
 
 impl<E: Executor> LinuxHost<E> {
@@ -93,6 +98,7 @@ impl<E: Executor> LinuxHost<E> {
             },
             blocking: Blocking::default(),
             uevents: Uevents::subscribe(),
+            unmounting: Mutex::default(),
             exec,
             config,
         }
@@ -117,6 +123,72 @@ impl<E: Executor> LinuxHost<E> {
             blocking: &self.blocking,
             openers: &self.openers,
             udev_records: self.config.root.join("run/udev/data"),
+        }
+    }
+
+    /// Deletes disks that no process has open. The kernel would delete an open one just as well, and
+    /// fail the I/O of whoever uses it raw.
+    async fn delete_disks(&self, devices: &[(Hctl, DeviceName)]) -> Result<Applied, HostError> {
+        let (mut there, mut numbers) = (Vec::new(), Vec::new());
+        for device in devices {
+            // One without a number has gone already; deleting it again says so.
+            let number = self.sysfs.number(&device.1)?;
+            there.push((device, number));
+            numbers.extend(number);
+        }
+        let mut users = self.openers.users_of_disks(numbers).await.into_iter();
+        let (mut free, mut failures) = (Vec::new(), Vec::new());
+        for (device, number) in there {
+            let by = number.and_then(|_| users.next()).unwrap_or_default();
+            if by.is_empty() {
+                free.push(device.clone());
+            } else {
+                let what = device.1.to_string();
+                failures.push((what.clone(), HostError::Busy { what, by }));
+            }
+        }
+        let mut applied = self.scsi().delete(&free).await;
+        applied.failures.extend(failures);
+        Ok(applied)
+    }
+
+    /// Unmounts. Where that hangs, since the map queues I/O and has no path left, I/O is made to fail:
+    /// after the whole time limit, in which a path may have come back.
+    async fn unmount(&self, target: &Path) -> Result<Applied, HostError> {
+        let mounts = self.mounts();
+        let below = self.device_below(target, mounts.at(target).await?.map(|mount| mount.number));
+        let result = mounts.unmount(target).await;
+        let Err(HostError::TimedOut { doing, .. }) = &result else {
+            self.unmounting.lock().unwrap_or_else(PoisonError::into_inner).remove(target);
+            return result;
+        };
+        let multipath = self.multipath();
+        let map = match below {
+            Some(number) => multipath.find(move |map| map.number == number).await?,
+            None => None,
+        };
+        match map {
+            Some(map) if multipath.stop_queueing_without_paths(&map).await? => {
+                tracing::warn!(target = %target.display(), "what was not written yet is lost");
+                if self.blocking.ended(doing, AFTER_QUEUEING).await {
+                    return mounts.unmount(target).await.map(|_| Applied::changed());
+                }
+                result
+            }
+            _ => result,
+        }
+    }
+
+    /// The device that is, or while an unmount hangs was, mounted there: the mount leaves the list
+    /// before its file system has written everything.
+    fn device_below(&self, target: &Path, now: Option<DeviceNumber>) -> Option<DeviceNumber> {
+        let mut last = self.unmounting.lock().unwrap_or_else(PoisonError::into_inner);
+        match now {
+            Some(number) => {
+                last.insert(target.to_owned(), number);
+                Some(number)
+            }
+            None => last.get(target).copied(),
         }
     }
 
@@ -165,9 +237,13 @@ impl<E: Executor> Host for LinuxHost<E> {
 
     async fn observe(&self) -> Result<HostState, HostError> {
         let (sysfs, mountinfo) = (self.sysfs.clone(), self.config.mountinfo.clone());
+        let dev = self.config.dev.clone();
         blocking::limited("reading sysfs".to_owned(), OBSERVE_LIMIT, move || {
             let mounts = mountinfo::mounts(&mountinfo)?;
-            let snapshot = sysfs.snapshot()?;
+            let mut snapshot = sysfs.snapshot()?;
+            for map in &mut snapshot.maps {
+                map.node = map_node(&dev, &map.name, map.number);
+            }
             Ok(HostState {
                 sessions: snapshot.sessions,
                 devices: snapshot.devices,
@@ -204,7 +280,7 @@ impl<E: Executor> Host for LinuxHost<E> {
             HostOp::Rescan { devices } => Ok(self.scsi().rescan(devices).await),
             HostOp::AddMap { wwid, devices } => self.multipath().add(wwid, devices).await,
             HostOp::RemoveMap { name, wwid } => self.multipath().remove(name, wwid).await,
-            HostOp::DeleteDevices { devices } => Ok(self.scsi().delete(devices).await),
+            HostOp::DeleteDevices { devices } => self.delete_disks(devices).await,
             HostOp::SetReadOnly { devices } => self.filesystems().set_read_only(devices).await,
             HostOp::Format { device, filesystem, resume } => {
                 self.filesystems().format(device, *filesystem, *resume).await
@@ -215,7 +291,7 @@ impl<E: Executor> Host for LinuxHost<E> {
             HostOp::Mount { device, filesystem, target, read_only, options } => {
                 self.mounts().mount(device, *filesystem, target, *read_only, options).await
             }
-            HostOp::Unmount { target } => self.mounts().unmount(target).await,
+            HostOp::Unmount { target } => self.unmount(target).await,
             HostOp::RemoveDirectory { target } => self.mounts().remove_directory(target).await,
             HostOp::Logout { targets } => Ok(self.iscsi().logout(targets).await),
         }

@@ -9,6 +9,7 @@
 //! sysfs.rs          sessions, disks and maps as the kernel shows them        wwid.rs  VPD page 0x83
 //! scsi.rs           scan, rescan, flush, delete                 uevent.rs    the counter of events
 //! iscsiadm.rs       logins, logouts, discovery                  node_records.rs  open-iscsi's database
+//!                                                              database_lock.rs its lock
 //! multipath.rs      maps        multipathd.rs  its socket       blacklist.rs its configuration
 //! contents.rs       what a device holds                         filesystem.rs  mkfs, fsck
 //! mount.rs          mount, unmount    mountinfo.rs  mounts      openers.rs   who holds a device
@@ -19,9 +20,12 @@ mod blacklist;
 mod blocking;
 mod connector;
 mod contents;
+mod database_lock;
 mod error;
 pub mod exec;
 mod filesystem;
+#[cfg(test)]
+mod fixtures;
 mod initiator;
 mod iscsiadm;
 mod linux;
@@ -81,7 +85,7 @@ pub trait Host: Send + Sync {
         target: &Path,
     ) -> impl Future<Output = Result<MountTarget, HostError>> + Send;
 
-    /// SendTargets discovery: every target and portal that this portal names. Leaves no record behind.
+    /// `SendTargets` discovery: every target and portal that this portal names. Leaves no record behind.
     fn discover(
         &self,
         portal: Portal,

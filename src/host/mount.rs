@@ -5,7 +5,7 @@ use std::{
     io::ErrorKind,
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt},
+        unix::fs::DirBuilderExt,
     },
     path::{Path, PathBuf},
     time::Duration,
@@ -13,21 +13,26 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
+    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
     mount::{MntFlags, MsFlags, mount, umount2},
-    sys::stat::{major, minor},
+    sys::stat::Mode,
+    unistd::syncfs,
 };
 
 use crate::model::{DeviceName, DeviceNumber, Filesystem, MountEntry};
 
 use super::{
-    Applied, HostError, MountTarget, blocking::Blocking, mountinfo, openers::Openers, sysfs::Sysfs,
+    Applied, HostError, MountTarget,
+    blocking::{self, Blocking},
+    mountinfo,
+    openers::Openers,
+    sysfs::{Sysfs, map_node},
 };
 
 /// The replay of a large journal takes its time.
 const MOUNT_LIMIT: Duration = Duration::from_mins(5);
 /// An unmount writes everything out first.
-const UNMOUNT_LIMIT: Duration = Duration::from_mins(2);
+const UNMOUNT_LIMIT: Duration = Duration::from_mins(1);
 
 /// A look at directories.
 const LOOK_LIMIT: Duration = Duration::from_secs(20);
@@ -122,14 +127,9 @@ impl Mounts {
     /// The path that the mount table will show: a map by its name where udev has made that node, since
     /// `dm-N` is another map's after a reboot.
     fn stable_path(&self, device: &DeviceName, number: Option<DeviceNumber>) -> PathBuf {
-        let named = self.sysfs.map_name(device).map(|name| self.dev.join("mapper").join(name));
-        let is_it = |path: &PathBuf| {
-            let seen = fs::metadata(path).ok().filter(|seen| seen.file_type().is_block_device());
-            let seen = seen.map(|seen| (major(seen.rdev()), minor(seen.rdev())));
-            seen.is_some()
-                && seen == number.map(|number| (number.major.into(), number.minor.into()))
-        };
-        named.filter(is_it).unwrap_or_else(|| self.dev.join(device.as_str()))
+        let node = self.sysfs.map_name(device).zip(number);
+        node.and_then(|(name, number)| map_node(&self.dev, &name, number))
+            .unwrap_or_else(|| self.dev.join(device.as_str()))
     }
 
     /// Unmounts what is mounted there; never lazily, never by force.
@@ -152,6 +152,7 @@ impl Mounts {
     fn unmount_now(&self, target: &Path) -> Result<Unmounted, HostError> {
         let there = self.mounted_at(target)?;
         if let Some(there) = &there {
+            write_out(target);
             match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
                 // EINVAL, ENOENT: somebody else was faster.
                 Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
@@ -189,12 +190,32 @@ impl Mounts {
         }
         let path = target.to_owned();
         let doing = format!("looking at {}", target.display());
-        super::blocking::limited(doing, LOOK_LIMIT, move || look_at(&path)).await
+        blocking::limited(doing, LOOK_LIMIT, move || look_at(&path)).await
+    }
+
+    /// What is mounted there.
+    pub(crate) async fn at(&self, target: &Path) -> Result<Option<MountEntry>, HostError> {
+        let (mounts, target) = (self.clone(), target.to_owned());
+        let doing = "reading mountinfo".to_owned();
+        blocking::limited(doing, LOOK_LIMIT, move || mounts.mounted_at(&target)).await
     }
 
     fn mounted_at(&self, target: &Path) -> Result<Option<MountEntry>, HostError> {
         let mounts = mountinfo::mounts(&self.openers.mountinfo)?;
         Ok(mounts.into_iter().rev().find(|mount| mount.target == target))
+    }
+}
+
+/// Writes out what the kernel holds back of a file system, since an unmount doesn't tell that it could
+/// not. What failed is lost already, so that nothing is gained by staying mounted: it is only said.
+fn write_out(target: &Path) {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let written = open(target, flags, Mode::empty()).and_then(syncfs);
+    if let Err(errno) = written {
+        let target = target.display();
+        tracing::warn!(
+            "could not write out the file system on {target}: {errno}; what was not written yet is lost"
+        );
     }
 }
 

@@ -1,7 +1,7 @@
 //! Multipath maps: made and removed by multipathd, judged by sysfs.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -76,61 +76,70 @@ impl<E: Executor> Multipath<'_, E> {
         wwid: &Wwid,
         devices: &[DeviceName],
     ) -> Result<Applied, HostError> {
-        let (before, udev_is_done) = self.map_and_udev(wwid, devices).await?;
-        let missing = |map: &Option<MultipathMap>| -> Vec<DeviceName> {
-            let has = |device: &DeviceName| {
-                map.as_ref().is_some_and(|map| map.members.iter().any(|m| &m.device == device))
-            };
-            devices.iter().filter(|device| !has(device)).cloned().collect()
+        let (before, udev_is_done) = self.members_and_udev(devices).await?;
+        let missing = |there: &BTreeSet<DeviceName>| -> Vec<DeviceName> {
+            devices.iter().filter(|device| !there.contains(*device)).cloned().collect()
         };
         if !udev_is_done || missing(&before).is_empty() {
             return Ok(Applied::unchanged());
         }
         for device in missing(&before) {
-            match self.client.ask(&format!("add path {device}")).await? {
-                Answer::Done(_) => {}
-                Answer::Blacklisted => {
-                    return Err(HostError::Blacklisted { what: device.to_string() });
-                }
-                Answer::Failed(reply) => {
-                    tracing::debug!(%device, reply, "multipathd has not taken the disk");
-                }
-            }
+            self.add_by(&format!("add path {device}"), device.as_str()).await?;
         }
-        let mut after = self.map(wwid).await?;
+        let (mut after, _) = self.members_and_udev(devices).await?;
         // `find_multipaths` (strict by default) keeps multipathd from making a map by itself; asked for
         // by its WWID, it makes one, even of a single path.
-        if after.is_none() {
-            match self.client.ask(&format!("add map {wwid}")).await? {
-                Answer::Done(_) => after = self.map(wwid).await?,
-                Answer::Blacklisted => {
-                    return Err(HostError::Blacklisted { what: wwid.to_string() });
-                }
-                Answer::Failed(reply) => tracing::debug!(%wwid, reply, "multipathd made no map"),
-            }
+        if after.is_empty() {
+            let known_as = self.known_as(wwid, devices).await?;
+            self.add_by(&format!("add map {known_as}"), &known_as).await?;
+            after = self.members_and_udev(devices).await?.0;
         }
-        let changed = missing(&after) != missing(&before);
-        Ok(Applied { changed, failures: Vec::new() })
+        Ok(Applied { changed: after != before, failures: Vec::new() })
     }
 
-    /// The map of a WWID, and whether udev has finished with all these disks: it has then written its
-    /// own record of each, `/run/udev/data/b<major>:<minor>`. Where udev's records can't be seen, it is
-    /// taken for granted, and multipathd will say.
-    async fn map_and_udev(
+    /// Asks multipathd to add something; that it can't yet is no error.
+    async fn add_by(&self, command: &str, what: &str) -> Result<(), HostError> {
+        match self.client.ask(command).await? {
+            Answer::Done(_) => {}
+            Answer::Blacklisted => return Err(HostError::Blacklisted { what: what.to_owned() }),
+            Answer::Failed(reply) => tracing::debug!(command, reply, "multipathd did not"),
+        }
+        Ok(())
+    }
+
+    /// The WWID that multipathd has for these disks. It takes udev's word (`ID_SERIAL`), which depends
+    /// on udev's rules where a disk has no better designator than a locally assigned NAA one.
+    async fn known_as(&self, wwid: &Wwid, devices: &[DeviceName]) -> Result<String, HostError> {
+        let text = self.client.show("show paths raw format \"%d %w\"").await?;
+        let of_ours = text.lines().find_map(|line| {
+            let (device, wwid) = line.trim().split_once(' ')?;
+            devices.iter().any(|ours| ours.as_str() == device).then(|| wwid.trim().parse().ok())?
+        });
+        Ok(of_ours.unwrap_or_else(|| wwid.clone()).to_string())
+    }
+
+    /// Which of the disks are in the (one) map that has the first of them, and whether udev has
+    /// finished with all of them: it has then written its own record of each, `b<major>:<minor>`. Where
+    /// udev's records can't be seen, it is taken for granted, and multipathd will say.
+    async fn members_and_udev(
         &self,
-        wwid: &Wwid,
         devices: &[DeviceName],
-    ) -> Result<(Option<MultipathMap>, bool), HostError> {
-        let (sysfs, wwid, devices) = (self.sysfs.clone(), wwid.clone(), devices.to_vec());
+    ) -> Result<(BTreeSet<DeviceName>, bool), HostError> {
+        let (sysfs, devices) = (self.sysfs.clone(), devices.to_vec());
         let records = self.udev_records.clone();
         blocking::limited("reading sysfs".to_owned(), SYSFS_LIMIT, move || {
-            let map = sysfs.snapshot()?.maps.into_iter().find(|map| map.wwid == wwid);
+            let maps = sysfs.snapshot()?.maps;
+            let members = |map: MultipathMap| -> BTreeSet<DeviceName> {
+                let ours = map.members.into_iter().map(|member| member.device);
+                ours.filter(|device| devices.contains(device)).collect()
+            };
+            let ours = maps.into_iter().map(members).find(|ours| !ours.is_empty());
             let mut done = true;
             for device in &devices {
                 let number = sysfs.number(device)?;
                 done &= number.is_some_and(|number| records.join(format!("b{number}")).exists());
             }
-            Ok((map, done || !records.is_dir()))
+            Ok((ours.unwrap_or_default(), done || !records.is_dir()))
         })
         .await
     }
@@ -193,17 +202,22 @@ impl<E: Executor> Multipath<'_, E> {
         Ok(self.map(&map.wwid).await?.is_some_and(|left| left.device == map.device))
     }
 
-    /// With `queue_if_no_path` and no path left, a flush would wait for ever: then let I/O fail.
-    async fn stop_queueing_without_paths(&self, map: &MultipathMap) -> Result<(), HostError> {
+    /// With `queue_if_no_path` and no path left, whatever writes waits for ever. Then lets I/O fail, and
+    /// says that it did.
+    pub(crate) async fn stop_queueing_without_paths(
+        &self,
+        map: &MultipathMap,
+    ) -> Result<bool, HostError> {
         let states = self.path_states().await?;
         let active =
             |device: &DeviceName| states.get(device).is_some_and(|state| state == "active");
         if map.members.iter().any(|member| active(&member.device)) {
-            return Ok(());
+            return Ok(false);
         }
         tracing::warn!(map = map.name, "no path is left: I/O that waits for one will fail");
         // A map that multipathd doesn't know (an orphan) makes it say `fail`.
-        self.client.ask(&format!("disablequeueing map {}", map.name)).await.map(drop)
+        self.client.ask(&format!("disablequeueing map {}", map.name)).await?;
+        Ok(true)
     }
 
     /// Takes a WWID off multipath's list, so that a later disk with the same one isn't claimed for it.
@@ -219,9 +233,18 @@ impl<E: Executor> Multipath<'_, E> {
     }
 
     async fn map(&self, wwid: &Wwid) -> Result<Option<MultipathMap>, HostError> {
-        let (sysfs, wwid) = (self.sysfs.clone(), wwid.clone());
+        let wwid = wwid.clone();
+        self.find(move |map| map.wwid == wwid).await
+    }
+
+    /// The first map that fits.
+    pub(crate) async fn find(
+        &self,
+        fits: impl Fn(&MultipathMap) -> bool + Send + 'static,
+    ) -> Result<Option<MultipathMap>, HostError> {
+        let sysfs = self.sysfs.clone();
         blocking::limited("reading sysfs".to_owned(), SYSFS_LIMIT, move || {
-            Ok(sysfs.snapshot()?.maps.into_iter().find(|map| map.wwid == wwid))
+            Ok(sysfs.snapshot()?.maps.into_iter().find(fits))
         })
         .await
     }
@@ -237,4 +260,293 @@ fn refused(command: String, answer: &Answer) -> HostError {
 
 fn busy(map: &MultipathMap, by: Vec<String>) -> HostError {
     HostError::Busy { what: format!("map {} ({})", map.name, map.device), by }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink, path::Path};
+
+    use super::*;
+    use crate::host::{fixtures, multipathd, scripted::ScriptedExecutor};
+
+    const WWID: &str = "36e0afa839db0b2600447d09eda0f9451";
+    const DM: &str = "devices/virtual/block/dm-0";
+
+    /// The captured node; its map is `there` or not, and udev is done with some disks.
+    fn node(there: bool, udev: &[&str]) -> tempfile::TempDir {
+        let tree = fixtures::sysfs("two-paths");
+        for directory in ["dev", "proc", "udev"] {
+            fs::create_dir(tree.path().join(directory)).unwrap();
+        }
+        fs::write(tree.path().join("dev/dm-0"), "").unwrap();
+        fs::write(tree.path().join("mountinfo"), "").unwrap();
+        for record in udev {
+            fs::write(tree.path().join("udev").join(record), "").unwrap();
+        }
+        if !there {
+            hide(tree.path());
+        }
+        tree
+    }
+
+    fn hide(tree: &Path) {
+        fs::rename(tree.join("block/dm-0"), tree.join("hidden")).unwrap();
+    }
+
+    fn show(tree: &Path) {
+        fs::rename(tree.join("hidden"), tree.join("block/dm-0")).unwrap();
+    }
+
+    type Lines = &'static [(&'static str, &'static str)];
+
+    async fn run<T>(
+        tree: &tempfile::TempDir,
+        daemon: Lines,
+        effect: impl Fn(&Path, &str) + Send + 'static,
+        tools: &[(&str, i32, &str)],
+        work: impl AsyncFnOnce(Multipath<'_, ScriptedExecutor>) -> T,
+    ) -> T {
+        let root = tree.path().to_owned();
+        let (_socket, client) =
+            multipathd::tests::scripted(daemon, move |command| effect(&root, command));
+        let openers =
+            Openers { proc: tree.path().join("proc"), mountinfo: tree.path().join("mountinfo") };
+        let multipath = Multipath {
+            exec: &ScriptedExecutor::new(tools),
+            client: &client,
+            sysfs: &Sysfs::new(tree.path()),
+            dev: &tree.path().join("dev"),
+            blocking: &Blocking::default(),
+            openers: &openers,
+            udev_records: tree.path().join("udev"),
+        };
+        work(multipath).await
+    }
+
+    fn disks() -> [DeviceName; 2] {
+        ["sda", "sdb"].map(|name| DeviceName::new(name).unwrap())
+    }
+
+    fn wwid() -> Wwid {
+        WWID.parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_map_is_made_of_all_disks_once_udev_is_done_with_them() {
+        let tree = node(false, &["b8:0", "b8:16"]);
+        let daemon: Lines = &[
+            ("add path sda", "ok\n"),
+            ("add path sdb", "ok\n"),
+            ("show paths raw format \"%d %w\"", "sda 36e0afa839db0b2600447d09eda0f9451\n"),
+            ("add map 36e0afa839db0b2600447d09eda0f9451", "ok\n"),
+        ];
+        let made = |tree: &Path, command: &str| {
+            if command.starts_with("add map") {
+                show(tree);
+            }
+        };
+        let applied =
+            run(&tree, daemon, made, &[], async |multipath| multipath.add(&wwid(), &disks()).await)
+                .await;
+        assert!(applied.unwrap().changed);
+    }
+
+    #[tokio::test]
+    async fn before_udev_is_done_multipathd_is_not_even_asked() {
+        let tree = node(false, &["b8:0"]);
+        let applied = run(
+            &tree,
+            &[],
+            |_, _| (),
+            &[],
+            async |multipath| multipath.add(&wwid(), &disks()).await,
+        )
+        .await;
+        assert!(!applied.unwrap().changed);
+    }
+
+    #[tokio::test]
+    async fn a_map_that_has_all_disks_is_left_as_it_is() {
+        let tree = node(true, &["b8:0", "b8:16"]);
+        let applied = run(
+            &tree,
+            &[],
+            |_, _| (),
+            &[],
+            async |multipath| multipath.add(&wwid(), &disks()).await,
+        )
+        .await;
+        assert!(!applied.unwrap().changed);
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_the_map_lacks_is_added_to_it() {
+        let tree = node(true, &["b8:0", "b8:16"]);
+        let slave = tree.path().join(DM).join("slaves/sdb");
+        let link = fs::read_link(&slave).unwrap();
+        fs::remove_file(&slave).unwrap();
+        let joined =
+            move |tree: &Path, _: &str| symlink(&link, tree.join(DM).join("slaves/sdb")).unwrap();
+        let daemon: Lines = &[("add path sdb", "ok\n")];
+        let applied = run(&tree, daemon, joined, &[], async |multipath| {
+            multipath.add(&wwid(), &disks()).await
+        })
+        .await;
+        assert!(applied.unwrap().changed);
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_multipath_may_not_have_is_an_error_and_one_it_has_not_yet_is_none() {
+        let tree = node(false, &["b8:0", "b8:16"]);
+        let daemon: Lines = &[("add path sda", "blacklisted\n")];
+        let refused = run(
+            &tree,
+            daemon,
+            |_, _| (),
+            &[],
+            async |multipath| multipath.add(&wwid(), &disks()).await,
+        )
+        .await;
+        assert_eq!(refused.unwrap_err().reason(), "MultipathBlacklisted");
+        let daemon: Lines = &[
+            ("add path sda", "fail\n"),
+            ("add path sdb", "fail\n"),
+            ("show paths raw format \"%d %w\"", ""),
+            ("add map 36e0afa839db0b2600447d09eda0f9451", "fail\n"),
+        ];
+        let applied = run(
+            &tree,
+            daemon,
+            |_, _| (),
+            &[],
+            async |multipath| multipath.add(&wwid(), &disks()).await,
+        )
+        .await;
+        assert!(!applied.unwrap().changed);
+    }
+
+    const STATES: &str = "show paths raw format \"%d %t\"";
+    const DEL: &str = "del map 36e0afa839db0b2600447d09eda0f9451";
+
+    #[tokio::test]
+    async fn a_map_is_flushed_removed_and_forgotten() {
+        let tree = node(true, &[]);
+        let daemon: Lines = &[(STATES, "sda active\nsdb failed\n"), (DEL, "ok\n")];
+        let gone = |tree: &Path, command: &str| {
+            if command == DEL {
+                hide(tree);
+            }
+        };
+        let forget = format!("multipath -w {WWID}");
+        let tools = [(forget.as_str(), 0, "")];
+        let applied = run(&tree, daemon, gone, &tools, async |multipath| {
+            multipath.remove(WWID, &wwid()).await
+        })
+        .await;
+        assert!(applied.unwrap().changed);
+    }
+
+    #[tokio::test]
+    async fn without_a_path_queueing_ends_before_the_flush() {
+        let tree = node(true, &[]);
+        let daemon: Lines = &[
+            (STATES, "sda failed\nsdb failed\nsdc active\n"),
+            ("disablequeueing map 36e0afa839db0b2600447d09eda0f9451", "ok\n"),
+            (DEL, "ok\n"),
+        ];
+        let gone = |tree: &Path, command: &str| {
+            if command == DEL {
+                hide(tree);
+            }
+        };
+        let forget = format!("multipath -w {WWID}");
+        let tools = [(forget.as_str(), 1, "")];
+        let applied = run(&tree, daemon, gone, &tools, async |multipath| {
+            multipath.remove(WWID, &wwid()).await
+        })
+        .await;
+        assert!(applied.unwrap().changed);
+    }
+
+    #[tokio::test]
+    async fn a_mounted_or_held_map_is_refused_with_the_holders_name() {
+        let tree = node(true, &[]);
+        let mount = "42 1 253:0 / /mnt/v rw - ext4 /dev/dm-0 rw\n";
+        fs::write(tree.path().join("mountinfo"), mount).unwrap();
+        fs::create_dir_all(tree.path().join(DM).join("holders/dm-7")).unwrap();
+        let refused = run(
+            &tree,
+            &[],
+            |_, _| (),
+            &[],
+            async |multipath| multipath.remove(WWID, &wwid()).await,
+        )
+        .await;
+        let text = refused.unwrap_err().to_string();
+        assert_eq!(
+            text,
+            format!("map {WWID} (dm-0) is in use by device dm-7, the mount at /mnt/v")
+        );
+    }
+
+    #[tokio::test]
+    async fn an_orphan_that_multipathd_does_not_know_is_left_to_multipath() {
+        let tree = node(true, &[]);
+        let daemon: Lines = &[(STATES, "sda active\n"), (DEL, "fail\n")];
+        let (flush, forget) = (format!("multipath -f {WWID}"), format!("multipath -w {WWID}"));
+        let root = tree.path().to_owned();
+        let (_socket, client) = multipathd::tests::scripted(daemon, |_| ());
+        let exec =
+            ScriptedExecutor::new(&[(&flush, 0, ""), (&forget, 0, "")]).with_effect(move |argv| {
+                if argv.contains("-f") {
+                    hide(&root);
+                }
+            });
+        let openers =
+            Openers { proc: tree.path().join("proc"), mountinfo: tree.path().join("mountinfo") };
+        let multipath = Multipath {
+            exec: &exec,
+            client: &client,
+            sysfs: &Sysfs::new(tree.path()),
+            dev: &tree.path().join("dev"),
+            blocking: &Blocking::default(),
+            openers: &openers,
+            udev_records: tree.path().join("udev"),
+        };
+        assert!(multipath.remove(WWID, &wwid()).await.unwrap().changed);
+    }
+
+    #[tokio::test]
+    async fn a_map_that_is_gone_is_only_forgotten() {
+        let tree = node(false, &[]);
+        let forget = format!("multipath -w {WWID}");
+        let tools = [(forget.as_str(), 0, "")];
+        let applied = run(
+            &tree,
+            &[],
+            |_, _| (),
+            &tools,
+            async |multipath| multipath.remove(WWID, &wwid()).await,
+        )
+        .await;
+        assert!(!applied.unwrap().changed);
+    }
+
+    #[tokio::test]
+    async fn multipathds_state_and_its_paths_are_read() {
+        let tree = node(true, &[]);
+        let daemon: Lines = &[(
+            "show blacklist",
+            "device node rules:\n- blacklist:\n        (config file rule) ^sd\n",
+        )];
+        let state =
+            run(&tree, daemon, |_, _| (), &[], async |multipath| multipath.state().await).await;
+        assert_eq!(state, Multipathd::Blacklisted { pattern: "^sd".to_owned() });
+        let daemon: Lines = &[(STATES, "sda active\nsdb failed\n")];
+        let states =
+            run(&tree, daemon, |_, _| (), &[], async |multipath| multipath.path_states().await)
+                .await;
+        let states: Vec<_> = states.unwrap().into_values().collect();
+        assert_eq!(states, ["active", "failed"]);
+    }
 }

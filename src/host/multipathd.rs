@@ -131,9 +131,11 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// A daemon that answers from a transcript, strictly in order.
+    /// A daemon that answers from a transcript, strictly in order, and with each answer does something.
+    /// It hangs up at a command that isn't the next one.
     pub(crate) fn scripted(
         lines: &'static [(&'static str, &'static str)],
+        effect: impl Fn(&str) + Send + 'static,
     ) -> (tempfile::TempDir, Client) {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("multipathd.socket");
@@ -146,6 +148,7 @@ pub(crate) mod tests {
                 let mut asked = vec![0; usize::from_ne_bytes(length)];
                 stream.read_exact(&mut asked).await.unwrap();
                 assert_eq!(String::from_utf8(asked).unwrap(), format!("{command}\0"));
+                effect(command);
                 stream.write_all(&(reply.len() + 1).to_ne_bytes()).await.unwrap();
                 stream.write_all(format!("{reply}\0").as_bytes()).await.unwrap();
             }
@@ -156,7 +159,7 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn a_command_and_its_answer_are_framed_as_multipathd_frames_them() {
         let (_directory, client) =
-            scripted(&[("add path sda", "ok\n"), ("show daemon", "pid 217 idle\n")]);
+            scripted(&[("add path sda", "ok\n"), ("show daemon", "pid 217 idle\n")], |_| ());
         assert_eq!(client.ask("add path sda").await.unwrap(), Answer::Done("ok\n".to_owned()));
         assert_eq!(client.show("show daemon").await.unwrap(), "pid 217 idle\n");
     }

@@ -8,7 +8,6 @@
 //! /etc/iscsi/nodes (Debian, upstream's default before 2.1.10) or /var/lib/iscsi/nodes (Red Hat, SUSE)
 //!   <target>/<address>,<port>                    made without a portal group, as attachd does
 //!   <target>/<address>,<port>,<tpgt>/<interface> made by discovery
-//! /run/lock/iscsi/lock, lock.write               locked: the second is a hard link to the first
 //! ```
 //!
 //! An IPv6 address stands there without brackets. A line is `name = value`; blanks around the value
@@ -18,25 +17,20 @@ use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
     net::IpAddr,
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use crate::model::{Chap, Portal, Target};
 
-use super::{HostError, LoginLimits, blocking};
+use super::{
+    HostError, LoginLimits, blocking,
+    database_lock::{self, Lock},
+};
 
 /// Directories of the database, below the host's root.
 const ROOTS: [&str; 2] = ["etc/iscsi", "var/lib/iscsi"];
-const LOCK_DIRECTORY: &str = "run/lock/iscsi";
-/// How often the lock is tried, as in `idbm_lock()`.
-const LOCK_STEP: Duration = Duration::from_millis(10);
-/// How long the lock is waited for; iscsiadm itself waits 30 s.
-const LOCK_LIMIT: Duration = Duration::from_secs(15);
-/// A lock that is older, and without a living iscsiadm, was left behind by one that was killed.
-/// iscsiadm holds it for milliseconds.
-const LOCK_STALE: Duration = Duration::from_secs(10);
 const WRITE_LIMIT: Duration = Duration::from_secs(20);
 /// Longest CHAP name or secret, without its NUL (`AUTH_STR_MAX_LEN`).
 const LONGEST_CREDENTIAL: usize = 255;
@@ -46,6 +40,9 @@ const LONGEST_CREDENTIAL: usize = 255;
 pub(crate) struct Database {
     host_root: PathBuf,
 }
+
+/// How the names of unfinished files begin.
+const TEMPORARY: &str = ".attachd-";
 
 /// One setting of a record.
 type Setting = (&'static str, String);
@@ -118,63 +115,17 @@ impl Database {
 
     /// Takes the database's lock.
     pub(crate) async fn lock(&self) -> Result<Lock, HostError> {
-        let directory = self.host_root.join(LOCK_DIRECTORY);
-        let (file, link) = (directory.join("lock"), directory.join("lock.write"));
-        match fs::create_dir(&directory) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(HostError::io("make", directory)(error));
-            }
-            _ => {}
-        }
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&file)
-            .map_err(HostError::io("open", &file))?;
-        let attempts = async {
-            loop {
-                match fs::hard_link(&file, &link) {
-                    Ok(()) => return Ok(Lock(link.clone())),
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                    Err(error) => return Err(HostError::io("lock", &link)(error)),
-                }
-                self.break_stale(&link);
-                tokio::time::sleep(LOCK_STEP).await;
-            }
-        };
-        match tokio::time::timeout(LOCK_LIMIT, attempts).await {
-            Ok(result) => result,
-            Err(_) => Err(HostError::DatabaseLocked { path: link, seconds: LOCK_LIMIT.as_secs() }),
-        }
+        database_lock::take(&self.host_root).await
     }
 
-    /// Removes a lock that nobody holds any more. Its inode's change time is the time of the link.
-    fn break_stale(&self, link: &Path) {
-        let age = fs::metadata(link).ok().and_then(|meta| {
-            let taken = u64::try_from(meta.ctime()).ok().map(Duration::from_secs)?;
-            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + taken).ok()
-        });
-        if age.is_some_and(|age| age > LOCK_STALE) && self.no_iscsiadm_runs() {
-            tracing::warn!(path = %link.display(), "removing a lock that a killed iscsiadm left behind");
-            let _ = fs::remove_file(link);
-        }
-    }
-
-    /// Whether the node's processes can be seen (iscsid is among them), and none is an iscsiadm.
-    fn no_iscsiadm_runs(&self) -> bool {
-        let names: Vec<String> = list(&self.host_root.join("proc"))
-            .unwrap_or_default()
-            .iter()
-            .filter_map(|process| fs::read_to_string(process.join("comm")).ok())
-            .collect();
-        let runs = |name| names.iter().any(|comm| comm.trim_end() == name);
-        runs("iscsid") && !runs("iscsiadm")
+    /// Removes a lock that a killed iscsiadm left behind.
+    pub(crate) fn remove_stale_lock(&self) {
+        database_lock::remove_stale(&self.host_root);
     }
 
     /// Writes a record for authenticated discovery, which iscsiadm can't make without the secret on
-    /// its command line. It is removed with the guard. `None` where the same one is there already.
+    /// its command line. The records are removed with the
+    /// guards; none are made where the same one is there already.
     pub(crate) async fn discovery_record(
         &self,
         portal: Portal,
@@ -184,9 +135,14 @@ impl Database {
         check_credentials(chap, &portal.to_string())?;
         let text = discovery_text(portal, chap, limits);
         let _lock = self.lock().await?;
+        let roots = ROOTS.map(|root| self.host_root.join(root));
+        // Which one this open-iscsi uses is not told before it has written something.
+        let used = |root: &&PathBuf| {
+            ["nodes", "ifaces", "send_targets"].iter().any(|d| root.join(d).exists())
+        };
+        let some_used = roots.iter().any(|root| used(&root));
         let mut made = Vec::new();
-        for root in ROOTS.map(|root| self.host_root.join(root)).iter().filter(|root| root.is_dir())
-        {
+        for root in roots.iter().filter(|root| if some_used { used(root) } else { root.is_dir() }) {
             let directory =
                 root.join("send_targets").join(format!("{},{}", portal.address(), portal.port()));
             let path = directory.join("st_config");
@@ -204,16 +160,6 @@ impl Database {
     }
 }
 
-/// The database's lock, free again when this is dropped.
-#[derive(Debug)]
-pub(crate) struct Lock(PathBuf);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
 /// A discovery record of attachd's own, gone again when this is dropped.
 #[derive(Debug)]
 pub(crate) struct DiscoveryRecord {
@@ -225,6 +171,8 @@ impl Drop for DiscoveryRecord {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
         let _ = fs::remove_dir(&self.directory);
+        // Unless others have records in there.
+        let _ = self.directory.parent().map(fs::remove_dir);
     }
 }
 
@@ -324,7 +272,8 @@ fn rewrite(record: &Path, settings: &[Setting]) -> Result<bool, HostError> {
 /// Writes a file anew, mode 0600: all of it, or nothing. The temporary file's name has no comma, so
 /// that iscsiadm doesn't take it for a portal.
 fn replace(path: &Path, beside: &Path, text: &str) -> Result<(), HostError> {
-    let temporary = beside.join(format!(".attachd-{}", uuid::Uuid::new_v4()));
+    sweep(beside);
+    let temporary = beside.join(format!("{TEMPORARY}{}", uuid::Uuid::new_v4()));
     let write = || -> io::Result<()> {
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
@@ -342,6 +291,17 @@ fn replace(path: &Path, beside: &Path, text: &str) -> Result<(), HostError> {
     })
 }
 
+/// Removes what an attachd that was killed in [`replace`] left behind: it may hold a secret. Whoever
+/// writes in here has the database's lock, so it is nobody's now.
+fn sweep(directory: &Path) {
+    let is_left = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(TEMPORARY))
+    };
+    for left in list(directory).unwrap_or_default().into_iter().filter(is_left) {
+        let _ = fs::remove_file(left);
+    }
+}
+
 fn remove(record: &Path) -> Result<(), HostError> {
     match fs::remove_file(record) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -351,6 +311,7 @@ fn remove(record: &Path) -> Result<(), HostError> {
     }
     // The target's directory, unless other portals have records in it.
     if let Some(parent) = record.parent() {
+        sweep(parent);
         let _ = fs::remove_dir(parent);
     }
     Ok(())
@@ -400,4 +361,146 @@ fn auth_of(record: &str) -> Vec<&str> {
         record.lines().filter(|line| wanted.iter().any(|key| line.contains(key))).collect();
     lines.sort_unstable();
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{host::fixtures, model::Secret};
+
+    const IQN: &str = "iqn.2010-10.org.openstack:volume-afa839db-b260-447d-9eda-f9451ad99398";
+
+    struct Node {
+        root: tempfile::TempDir,
+        database: Database,
+    }
+
+    impl Node {
+        fn new() -> Self {
+            let root = tempfile::tempdir().unwrap();
+            for directory in ["etc/iscsi", "run/lock", "proc/1"] {
+                fs::create_dir_all(root.path().join(directory)).unwrap();
+            }
+            fs::write(root.path().join("proc/1/comm"), "iscsid\n").unwrap();
+            let database = Database::new(root.path());
+            Self { root, database }
+        }
+
+        fn record(&self, path: &str) -> PathBuf {
+            let path = self.root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, fixtures::text("open-iscsi/node-record-2.1.8")).unwrap();
+            path
+        }
+    }
+
+    fn target(portal: &str) -> Target {
+        Target { portal: portal.parse().unwrap(), iqn: IQN.parse().unwrap() }
+    }
+
+    fn chap(password: &str) -> Chap {
+        Chap { username: "user".to_owned(), password: Secret::new(password.to_owned()) }
+    }
+
+    fn wanted(password: &str) -> Vec<Setting> {
+        let limits = LoginLimits::default();
+        settings(&target("10.0.2.2:3260"), Some(&chap(password)), &limits).unwrap()
+    }
+
+    #[test]
+    fn records_of_all_kinds_and_places_are_found_and_others_are_not() {
+        let node = Node::new();
+        let plain = node.record(&format!("etc/iscsi/nodes/{IQN}/10.0.2.2,3260"));
+        let grouped = node.record(&format!("var/lib/iscsi/nodes/{IQN}/10.0.2.2,3260,1/default"));
+        let v6 = node.record(&format!("etc/iscsi/nodes/{IQN}/fd00:2::2,3260"));
+        node.record(&format!("etc/iscsi/nodes/{IQN}/10.0.2.2,3261"));
+        node.record("etc/iscsi/nodes/iqn.2010-10.org.openstack:other/10.0.2.2,3260");
+        assert_eq!(node.database.records(&target("10.0.2.2:3260")).unwrap(), [plain, grouped]);
+        assert_eq!(node.database.records(&target("[fd00:2::2]:3260")).unwrap(), [v6]);
+        assert!(node.database.records(&target("10.0.9.9:3260")).unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_record_gets_attachds_settings_once_and_is_private() {
+        let node = Node::new();
+        let path = node.record(&format!("etc/iscsi/nodes/{IQN}/10.0.2.2,3260"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(node.database.write(vec![path.clone()], wanted("first-secret")).await.unwrap());
+        let text = fs::read_to_string(&path).unwrap();
+        for line in [
+            "node.startup = manual",
+            "node.session.scan = manual",
+            "node.session.auth.authmethod = CHAP",
+            "node.session.auth.username = user",
+            "node.session.auth.password = first-secret",
+            "node.session.initial_login_retry_max = 1",
+            "node.conn[0].timeo.login_timeout = 10",
+            "node.conn[0].timeo.logout_timeout = 15",
+        ] {
+            let name = line.split(' ').next().unwrap();
+            let of_name: Vec<&str> =
+                text.lines().filter(|l| l.split(' ').next() == Some(name)).collect();
+            assert_eq!(of_name, [line]);
+        }
+        assert!(text.starts_with("# BEGIN RECORD 2.1.8\n") && text.ends_with("# END RECORD\n"));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(!node.database.write(vec![path.clone()], wanted("first-secret")).await.unwrap());
+        assert!(node.database.write(vec![path.clone()], wanted("second-secret")).await.unwrap());
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains("second-secret") && !text.contains("first-secret"));
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "a file was left");
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_attachd_left_unfinished_goes_with_the_next_write_and_the_removal() {
+        let node = Node::new();
+        let path = node.record(&format!("etc/iscsi/nodes/{IQN}/10.0.2.2,3260"));
+        let left = path.with_file_name(".attachd-7a29c609");
+        fs::write(&left, "node.session.auth.password = secret\n").unwrap();
+        node.database.write(vec![path.clone()], wanted("secret")).await.unwrap();
+        assert!(!left.exists());
+        fs::write(&left, "node.session.auth.password = secret\n").unwrap();
+        node.database.remove_plain(&target("10.0.2.2:3260")).await.unwrap();
+        assert!(!path.parent().unwrap().exists());
+    }
+
+    #[tokio::test]
+    async fn plain_records_are_removed_and_discovered_ones_are_iscsiadms() {
+        let node = Node::new();
+        let plain = node.record(&format!("etc/iscsi/nodes/{IQN}/10.0.2.2,3260"));
+        assert!(!node.database.remove_plain(&target("10.0.2.2:3260")).await.unwrap());
+        assert!(!plain.parent().unwrap().exists());
+        let grouped = node.record(&format!("etc/iscsi/nodes/{IQN}/10.0.2.2,3260,1/default"));
+        assert!(node.database.remove_plain(&target("10.0.2.2:3260")).await.unwrap());
+        assert!(grouped.exists());
+    }
+
+    #[test]
+    fn credentials_that_the_format_would_change_are_refused_without_quoting_them() {
+        for bad in ["", " leading", "trailing ", "new\nline", &"x".repeat(256)] {
+            let error =
+                settings(&target("10.0.2.2:3260"), Some(&chap(bad)), &LoginLimits::default());
+            let error = error.unwrap_err();
+            assert_eq!(error.reason(), "UnusableCredentials");
+            assert!(bad.is_empty() || !error.to_string().contains(bad), "{error}");
+        }
+        check_credentials(&chap("with # and = and blank inside"), "x").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_discovery_record_is_private_and_goes_with_its_guard() {
+        let node = Node::new();
+        let portal = "10.0.2.2:3260".parse().unwrap();
+        let limits = LoginLimits::default();
+        let path = node.root.path().join("etc/iscsi/send_targets/10.0.2.2,3260/st_config");
+        let guard = node.database.discovery_record(portal, &chap("secret"), &limits).await.unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(fs::read_to_string(&path).unwrap().contains("auth.password = secret\n"));
+        let same = node.database.discovery_record(portal, &chap("secret"), &limits).await.unwrap();
+        assert!(same.is_empty());
+        let other = node.database.discovery_record(portal, &chap("another"), &limits).await;
+        assert_eq!(other.unwrap_err().reason(), "ForeignDiscoveryRecord");
+        drop(guard);
+        assert!(!node.root.path().join("etc/iscsi/send_targets").exists());
+    }
 }

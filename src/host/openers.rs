@@ -1,6 +1,7 @@
 //! Who holds a device or a file system: mounts, and processes by their open files.
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -33,11 +34,28 @@ impl Openers {
         let openers = self.clone();
         let walk = move || {
             let mut by = openers.mounted(device);
-            by.extend(openers.processes(device));
+            by.extend(openers.processes(&[device], true).remove(0));
             Ok(by)
         };
         let found = blocking::limited(format!("looking who holds {device}"), LIMIT, walk).await;
         found.unwrap_or_default()
+    }
+
+    /// For each disk the processes that use it itself, found in one walk. multipathd keeps every disk
+    /// open for its checks, and udev looks at one whenever it changes: both let go by themselves.
+    pub(crate) async fn users_of_disks(&self, disks: Vec<DeviceNumber>) -> Vec<Vec<String>> {
+        const DAEMONS: [&str; 4] =
+            ["(multipathd)", "(systemd-udevd)", "(udevd)", "((udev-worker))"];
+        let (openers, count) = (self.clone(), disks.len());
+        let walk = move || {
+            let mut users = openers.processes(&disks, false);
+            for by in &mut users {
+                by.retain(|holder| !DAEMONS.iter().any(|daemon| holder.ends_with(daemon)));
+            }
+            Ok(users)
+        };
+        let found = blocking::limited("looking who uses disks".to_owned(), LIMIT, walk).await;
+        found.unwrap_or_else(|_| vec![Vec::new(); count])
     }
 
     /// The mounts alone.
@@ -54,41 +72,49 @@ impl Openers {
         of_device.map(|mount| format!("the mount at {}", mount.target.display())).collect()
     }
 
-    fn processes(&self, device: DeviceNumber) -> Vec<String> {
+    /// For each device the processes that use it; `mapped`: also those that only map a file on it.
+    fn processes(&self, devices: &[DeviceNumber], mapped: bool) -> Vec<Vec<String>> {
         let began = Instant::now();
-        let mut found = Vec::new();
+        let mut found = vec![Vec::new(); devices.len()];
         for entry in fs::read_dir(&self.proc).into_iter().flatten().filter_map(Result::ok) {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok())
             else {
                 continue;
             };
-            if found.len() == MOST || began.elapsed() > WALK {
+            if began.elapsed() > WALK {
                 break;
             }
-            if pid != std::process::id() && uses(&entry.path(), device) {
-                let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-                found.push(format!("process {pid} ({})", name.trim_end()));
+            if pid == std::process::id() {
+                continue;
+            }
+            let open = open_devices(&entry.path());
+            for (device, by) in devices.iter().zip(&mut found) {
+                let uses = open.contains(device) || mapped && maps(&entry.path(), *device);
+                if uses && by.len() < MOST {
+                    let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+                    by.push(format!("process {pid} ({})", name.trim_end()));
+                }
             }
         }
         found
     }
 }
 
-/// Whether a process has its working or root directory, an open file, or a mapped file there.
-fn uses(process: &Path, device: DeviceNumber) -> bool {
+/// The devices that a process is on or has open: of its working and root directory and of its open
+/// files, both what they lie on and what they are.
+fn open_devices(process: &Path) -> BTreeSet<DeviceNumber> {
     let links = ["cwd", "root"].map(|link| process.join(link));
     let files = fs::read_dir(process.join("fd")).into_iter().flatten();
     let files = files.filter_map(Result::ok).map(|entry| entry.path());
-    links.into_iter().chain(files).any(|link| is_on(&link, device)) || maps(process, device)
-}
-
-/// Whether what a link leads to lies on the device, or is the device.
-fn is_on(link: &Path, device: DeviceNumber) -> bool {
-    let Ok(meta) = fs::metadata(link) else { return false };
-    let numbers = [meta.dev(), meta.rdev()];
-    numbers
-        .iter()
-        .any(|n| major(*n) == u64::from(device.major) && minor(*n) == u64::from(device.minor))
+    let seen = links.into_iter().chain(files).filter_map(|link| fs::metadata(link).ok());
+    seen.flat_map(|meta| [meta.dev(), meta.rdev()])
+        .filter_map(|number| {
+            Some(DeviceNumber {
+                major: u32::try_from(major(number)).ok()?,
+                minor: u32::try_from(minor(number)).ok()?,
+            })
+        })
+        .collect()
 }
 
 /// A mapped file keeps its file system busy even when it is closed:
@@ -114,9 +140,11 @@ mod tests {
             major: u32::try_from(major(device)).unwrap(),
             minor: u32::try_from(minor(device)).unwrap(),
         };
-        assert!(uses(Path::new("/proc/self"), number(device)));
+        assert!(open_devices(Path::new("/proc/self")).contains(&number(device)));
         let program = fs::metadata("/proc/self/exe").unwrap().dev();
         assert!(maps(Path::new("/proc/self"), number(program)) || major(program) == 0);
-        assert!(!uses(Path::new("/proc/self"), DeviceNumber { major: 4095, minor: 77 }));
+        let none = DeviceNumber { major: 4095, minor: 77 };
+        assert!(!open_devices(Path::new("/proc/self")).contains(&none));
+        assert!(!maps(Path::new("/proc/self"), none));
     }
 }

@@ -12,9 +12,18 @@ use super::{
 
 /// Answers commands from a transcript. Panics, as a test fails, at a command that isn't the next one
 /// of the transcript, and when it is dropped before the transcript's end.
-#[derive(Debug, Default)]
 pub struct ScriptedExecutor {
     lines: Mutex<VecDeque<(String, Output)>>,
+    effect: Effect,
+}
+
+/// What a command does to the node, beside what it prints.
+type Effect = Box<dyn Fn(&str) + Send + Sync>;
+
+impl std::fmt::Debug for ScriptedExecutor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ScriptedExecutor").field("lines", &self.lines).finish_non_exhaustive()
+    }
 }
 
 impl ScriptedExecutor {
@@ -33,7 +42,14 @@ impl ScriptedExecutor {
                 ((*argv).to_owned(), output)
             })
             .collect();
-        Self { lines: Mutex::new(lines) }
+        Self { lines: Mutex::new(lines), effect: Box::new(|_| ()) }
+    }
+
+    /// The same, and each command that is run (its argv) has an effect as well.
+    #[must_use]
+    pub fn with_effect(mut self, effect: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        self.effect = Box::new(effect);
+        self
     }
 }
 
@@ -43,6 +59,7 @@ impl Executor for ScriptedExecutor {
         match next {
             Some((argv, output)) => {
                 assert_eq!(command.to_string(), argv, "not the transcript's next command");
+                (self.effect)(&argv);
                 Ok(output)
             }
             None => panic!("the transcript has ended, but this was run: {command}"),

@@ -1,14 +1,15 @@
 //! SCSI disks: find one LUN, read a disk's identity anew, delete a disk.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::OpenOptions,
     io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use futures::future::join_all;
-use nix::libc;
+use nix::{fcntl::OFlag, libc};
 
 use crate::model::{DeviceName, Hctl, Lun};
 
@@ -116,13 +117,21 @@ impl Scsi {
     }
 }
 
-/// Writes out what the kernel holds back for a block device, and has the disk empty its cache.
+/// Writes out what the kernel holds back for a block device that nobody has claimed, and has the disk
+/// empty its cache.
 ///
-/// The device is opened for reading, so that udev sees no change of it. A disk that can't do I/O any
-/// more has nothing to flush it to: its file system was unmounted, or its map flushed, before.
+/// `O_EXCL` on a block device (`open(2)`) fails while a file system, a map or a format has claimed it.
+/// That tells more than mountinfo: a mount of another namespace, or a file system that still writes
+/// while its mount is gone from the list already. The device is opened for reading, so that udev sees
+/// no change of it. A disk that can't do I/O any more has nothing to flush it to: its file system was
+/// unmounted, or its map flushed, before.
 pub(crate) fn flush(device: &Path) -> Result<(), HostError> {
-    let synced = File::open(device).and_then(|file| file.sync_all());
-    match synced {
+    let opened = OpenOptions::new().read(true).custom_flags(OFlag::O_EXCL.bits()).open(device);
+    match opened.and_then(|file| file.sync_all()) {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Err(HostError::Busy {
+            what: device.display().to_string(),
+            by: vec!["a file system, a map or another claim within the kernel".to_owned()],
+        }),
         Err(error) if gone(&error) || error.raw_os_error() == Some(libc::EIO) => {
             tracing::warn!(device = %device.display(), %error, "could not flush a device that fails its I/O");
             Ok(())
@@ -151,4 +160,95 @@ pub(crate) fn gather(results: Vec<(String, Result<bool, HostError>)>) -> Applied
         }
     }
     applied
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::host::fixtures;
+
+    /// The captured node, with files for disks that can be flushed.
+    struct Node {
+        tree: tempfile::TempDir,
+        scsi: Scsi,
+    }
+
+    fn node() -> Node {
+        let tree = fixtures::sysfs("two-paths");
+        let dev = tree.path().join("dev");
+        fs::create_dir(&dev).unwrap();
+        for (name, host, session) in [("sdb", 0, 4), ("sda", 1, 5)] {
+            fs::write(dev.join(name), "").unwrap();
+            let disk = format!(
+                "devices/platform/host{host}/session{session}/target{host}:0:0/{host}:0:0:1"
+            );
+            let holders = tree.path().join(disk).join("block").join(name).join("holders");
+            fs::remove_dir_all(holders).unwrap();
+        }
+        let scsi = Scsi { sysfs: Sysfs::new(tree.path()), dev, blocking: Blocking::default() };
+        Node { tree, scsi }
+    }
+
+    impl Node {
+        fn written(&self, path: &str) -> String {
+            fs::read_to_string(self.tree.path().join(path)).unwrap()
+        }
+    }
+
+    fn disk(hctl: &str, name: &str) -> (Hctl, DeviceName) {
+        (hctl.parse().unwrap(), DeviceName::new(name).unwrap())
+    }
+
+    #[tokio::test]
+    async fn exactly_one_lun_is_scanned_on_each_host() {
+        let node = node();
+        let applied = node.scsi.scan(&[(0, Lun(5)), (1, Lun(300))]).await;
+        assert!(applied.failures.is_empty(), "{:?}", applied.failures);
+        assert_eq!(node.written("class/scsi_host/host0/scan"), "0 0 5");
+        assert_eq!(node.written("class/scsi_host/host1/scan"), "0 0 300");
+        let applied = node.scsi.scan(&[(9, Lun(1))]).await;
+        assert_eq!(applied.failures[0].0, "LUN 1 of SCSI host 9");
+    }
+
+    #[tokio::test]
+    async fn disks_that_are_still_the_ones_meant_are_deleted() {
+        let node = node();
+        let disks = [disk("0:0:0:1", "sdb"), disk("1:0:0:1", "sda")];
+        let applied = node.scsi.delete(&disks).await;
+        assert!(applied.changed && applied.failures.is_empty(), "{:?}", applied.failures);
+        assert_eq!(node.written("class/scsi_device/0:0:0:1/device/delete"), "1");
+        assert_eq!(node.written("class/scsi_device/1:0:0:1/device/delete"), "1");
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_has_another_name_or_a_holder_now_is_left_alone() {
+        let node = node();
+        let applied = node.scsi.delete(&[disk("0:0:0:1", "sdc")]).await;
+        assert_eq!(applied.failures[0].1.to_string(), "0:0:0:1 is no longer sdc but sdb");
+        let holders =
+            node.scsi.sysfs.scsi_device("1:0:0:1".parse().unwrap()).join("block/sda/holders");
+        fs::create_dir_all(holders.join("md0")).unwrap();
+        let applied = node.scsi.delete(&[disk("1:0:0:1", "sda")]).await;
+        assert_eq!(applied.failures[0].1.to_string(), "sda is in use by md0");
+        assert_eq!(node.written("class/scsi_device/0:0:0:1/device/delete"), "");
+        assert_eq!(node.written("class/scsi_device/1:0:0:1/device/delete"), "");
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_is_gone_is_deleted_already() {
+        let node = node();
+        let applied = node.scsi.delete(&[disk("7:0:0:1", "sdq")]).await;
+        assert!(!applied.changed && applied.failures.is_empty(), "{:?}", applied.failures);
+        let applied = node.scsi.rescan(&["7:0:0:1".parse().unwrap()]).await;
+        assert!(!applied.changed && applied.failures.is_empty(), "{:?}", applied.failures);
+    }
+
+    #[tokio::test]
+    async fn a_rescan_reads_each_disk_anew() {
+        let node = node();
+        assert!(node.scsi.rescan(&["0:0:0:1".parse().unwrap()]).await.changed);
+        assert_eq!(node.written("class/scsi_device/0:0:0:1/device/rescan"), "1");
+    }
 }

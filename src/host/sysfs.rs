@@ -12,8 +12,11 @@
 
 use std::{
     fs, io,
+    os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
 };
+
+use nix::sys::stat::{major, minor};
 
 use crate::model::{
     DeviceName, DeviceNumber, DeviceState, Hctl, Iqn, MapMember, MultipathMap, Portal, ScsiDevice,
@@ -113,6 +116,7 @@ impl Sysfs {
         };
         let members = names(&path.join("slaves"))?;
         Ok(Some(MultipathMap {
+            node: None,
             name: map,
             wwid,
             device,
@@ -280,4 +284,125 @@ fn entries(directory: &Path) -> Result<Vec<(String, PathBuf)>, HostError> {
 
 fn names(directory: &Path) -> Result<Vec<DeviceName>, HostError> {
     Ok(entries(directory)?.iter().filter_map(|(name, _)| DeviceName::new(name)).collect())
+}
+
+/// A map's path by its name, where udev has made it and it leads to that very map.
+pub(crate) fn map_node(dev: &Path, name: &str, number: DeviceNumber) -> Option<PathBuf> {
+    let path = dev.join("mapper").join(name);
+    let seen = fs::metadata(&path).ok().filter(|seen| seen.file_type().is_block_device())?;
+    let is_it = major(seen.rdev()) == u64::from(number.major)
+        && minor(seen.rdev()) == u64::from(number.minor);
+    is_it.then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::fixtures;
+
+    const WWID: &str = "36e0afa839db0b2600447d09eda0f9451";
+
+    fn hctl(text: &str) -> Hctl {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_captured_node_with_two_paths_is_read_whole() {
+        let tree = fixtures::sysfs("two-paths");
+        let snapshot = Sysfs::new(tree.path()).snapshot().unwrap();
+        let sessions: Vec<_> = snapshot
+            .sessions
+            .iter()
+            .map(|s| (s.sid, s.host, s.portal.to_string(), s.tpgt, s.state))
+            .collect();
+        assert_eq!(
+            sessions,
+            [
+                (4, 0, "10.0.2.2:27551".to_owned(), 1, SessionState::LoggedIn),
+                (5, 1, "10.0.3.2:27551".to_owned(), 1, SessionState::LoggedIn),
+            ]
+        );
+        let disks: Vec<_> = snapshot
+            .devices
+            .iter()
+            .map(|d| (d.hctl.to_string(), d.name.as_str(), d.number.to_string(), d.size_bytes))
+            .collect();
+        assert_eq!(
+            disks,
+            [
+                ("0:0:0:1".to_owned(), "sdb", "8:16".to_owned(), 1 << 30),
+                ("1:0:0:1".to_owned(), "sda", "8:0".to_owned(), 1 << 30),
+            ]
+        );
+        for disk in &snapshot.devices {
+            assert_eq!(disk.wwid.as_ref().unwrap().as_str(), WWID);
+            assert_eq!((disk.vendor.as_str(), disk.model.as_str()), ("IET", "VIRTUAL-DISK"));
+            assert_eq!((disk.state, disk.read_only), (DeviceState::Running, false));
+            assert_eq!(disk.holders[0].as_str(), "dm-0");
+        }
+        let [map] = snapshot.maps.as_slice() else { panic!("{:?}", snapshot.maps) };
+        assert_eq!(
+            (map.name.as_str(), map.wwid.as_str(), map.device.as_str()),
+            (WWID, WWID, "dm-0")
+        );
+        assert_eq!((map.number.to_string().as_str(), map.size_bytes), ("253:0", 1 << 30));
+        let members: Vec<_> = map.members.iter().map(|member| member.device.as_str()).collect();
+        assert_eq!(members, ["sda", "sdb"]);
+        assert!(map.holders.is_empty());
+    }
+
+    #[test]
+    fn what_vanishes_is_left_out_and_the_rest_is_read() {
+        let tree = fixtures::sysfs("two-paths");
+        let host0 = tree.path().join("devices/platform/host0/session4");
+        fs::remove_dir_all(host0.join("connection4:0")).unwrap();
+        fs::remove_file(host0.join("target0:0:0/0:0:0:1/block/sdb/size")).unwrap();
+        fs::remove_file(tree.path().join("devices/virtual/block/dm-0/dm/uuid")).unwrap();
+        let snapshot = Sysfs::new(tree.path()).snapshot().unwrap();
+        assert_eq!(snapshot.sessions.len(), 1);
+        assert_eq!(snapshot.devices.len(), 1);
+        assert!(snapshot.maps.is_empty());
+    }
+
+    #[test]
+    fn a_disk_that_was_never_inquired_has_no_wwid_and_states_are_told_apart() {
+        let tree = fixtures::sysfs("two-paths");
+        let sysfs = Sysfs::new(tree.path());
+        let disk = tree.path().join("devices/platform/host0/session4/target0:0:0/0:0:0:1");
+        fs::remove_file(disk.join("vpd_pg83")).unwrap();
+        for (text, state) in [
+            ("running\n", DeviceState::Running),
+            ("blocked\n", DeviceState::Blocked),
+            ("transport-offline\n", DeviceState::Offline),
+            ("offline\n", DeviceState::Offline),
+        ] {
+            fs::write(disk.join("state"), text).unwrap();
+            let disk = sysfs.snapshot().unwrap().devices[0].clone();
+            assert_eq!((disk.wwid, disk.state), (None, state));
+        }
+    }
+
+    #[test]
+    fn a_node_without_iscsi_is_empty_and_no_sysfs_is_an_error() {
+        let tree = tempfile::tempdir().unwrap();
+        fs::create_dir(tree.path().join("class")).unwrap();
+        assert_eq!(Sysfs::new(tree.path()).snapshot().unwrap(), Snapshot::default());
+        assert!(Sysfs::new(tree.path().join("nothing")).snapshot().is_err());
+    }
+
+    #[test]
+    fn addresses_and_scan_files_are_found() {
+        let tree = fixtures::sysfs("two-paths");
+        let sysfs = Sysfs::new(tree.path());
+        assert_eq!(sysfs.disk_at(hctl("1:0:0:1")).unwrap().unwrap().as_str(), "sda");
+        assert_eq!(sysfs.disk_at(hctl("1:0:0:2")).unwrap(), None);
+        let (file, target) = sysfs.scan_file(1).unwrap();
+        assert!(file.ends_with("class/scsi_host/host1/scan") && file.exists());
+        assert_eq!(target, "0 0");
+        let other = tree.path().join("devices/platform/host1/session5/iscsi_session/session5");
+        fs::write(other.join("target_id"), "7\n").unwrap();
+        assert_eq!(sysfs.scan_file(1).unwrap().1, "0 7");
+        fs::write(other.join("target_id"), "4294967295\n").unwrap();
+        assert_eq!(sysfs.scan_file(1).unwrap().1, "0 0");
+    }
 }

@@ -1,4 +1,7 @@
-//! A disk's identity by VPD page 0x83 (SPC-6 7.7.6), as multipath-tools and `scsi_id` read it.
+//! A disk's identity by VPD page 0x83 (SPC-6 7.7.6), as multipath-tools and sg3-utils' udev rules read it.
+//!
+//! udev's own `scsi_id` differs in one case: it prefers a locally assigned NAA designator to a T10 vendor
+//! or EUI-64 one. multipathd takes udev's word, so [`multipath`](super::multipath) asks it for its own.
 
 use crate::model::Wwid;
 
@@ -14,7 +17,7 @@ struct Designator<'a> {
 
 impl Designator<'_> {
     /// The order of preference of `parse_vpd_pg83()` in multipath-tools' `discovery.c`, which is also
-    /// `scsi_id`'s for the kinds that both know. `None`: not used, or not well-formed.
+    /// that of sg3-utils' `55-scsi-sg3_id.rules`. `None`: not used, or not well-formed.
     fn preference(&self) -> Option<u8> {
         let starts_with_any =
             |prefixes: [&[u8]; 3]| prefixes.iter().any(|p| self.value.starts_with(p));
@@ -60,7 +63,7 @@ impl Designator<'_> {
     }
 }
 
-/// The WWID that multipath and `scsi_id` would give the disk, from the page as sysfs has it
+/// The WWID that multipath would give the disk, from the page as sysfs has it
 /// (`device/vpd_pg83`). `None` where the page names no logical unit, or is cut short before one.
 pub(crate) fn wwid_of_page83(page: &[u8]) -> Option<Wwid> {
     let length = usize::from(u16::from_be_bytes([*page.get(2)?, *page.get(3)?]));
@@ -83,6 +86,7 @@ pub(crate) fn wwid_of_page83(page: &[u8]) -> Option<Wwid> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::fixtures;
 
     fn page(designators: &[(u8, &[u8])]) -> Vec<u8> {
         let body: Vec<u8> = designators
@@ -135,6 +139,23 @@ mod tests {
         assert_eq!(wwid(&[(8, b"eui.0123456789ABCDEF")]).unwrap(), "20123456789abcdef");
         assert_eq!(wwid(&[(8, b"iqn.2010-10.org.x:A\0")]).unwrap(), "82010-10.org.x:A");
         assert_eq!(wwid(&[(1, b"IET     00010001    ")]).unwrap(), "1IET_00010001");
+    }
+
+    #[test]
+    fn captured_pages_give_the_wwid_that_multipathd_gave() {
+        let wwid_of = |paths: &str| {
+            let text = fixtures::text(paths);
+            text.split_whitespace().nth(1).unwrap().to_owned()
+        };
+        for (page, wwid) in [
+            ("vpd/lio", "360014056001405c1de40000000000000"),
+            ("vpd/scsi_debug", "1Linux_scsi_debug_4000"),
+            ("lio/vpd_pg83", &wwid_of("lio/paths-wwid.txt")),
+            ("tgt/vpd_pg83", &wwid_of("tgt/paths-wwid.txt")),
+        ] {
+            let page = std::fs::read(fixtures::path(page)).unwrap();
+            assert_eq!(wwid_of_page83(&page).unwrap().as_str(), wwid);
+        }
     }
 
     #[test]

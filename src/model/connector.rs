@@ -61,7 +61,7 @@ pub struct Connector {
     pub multipath: bool,
     /// Always false: the volume is reached over the network.
     pub do_local_attach: bool,
-    /// The NVMe host name, where the node has one.
+    /// The `NVMe` host name, where the node has one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub nqn: Option<String>,
     /// The machine's DMI UUID, where it can be read.

@@ -208,6 +208,13 @@ pub struct TargetPath {
     pub lun: Lun,
 }
 
+impl TargetPath {
+    /// Whether both lead to the same logical unit, be it through another portal.
+    pub fn is_same_unit(&self, other: &Self) -> bool {
+        self.target.iqn == other.target.iqn && self.lun == other.lun
+    }
+}
+
 impl fmt::Display for TargetPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} LUN {}", self.target, self.lun)

@@ -72,19 +72,21 @@ pub struct ScsiDevice {
 pub enum DeviceState {
     /// I/O flows.
     Running,
-    /// I/O waits (`blocked`, `transport-offline` within the replacement time, …).
+    /// I/O waits (`blocked`, `quiesce`, …).
     Blocked,
-    /// I/O fails.
+    /// I/O fails (`offline`, `transport-offline`: the session's replacement time is over).
     Offline,
 }
 
 /// A device-mapper multipath map.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct MultipathMap {
-    /// Its name (`/dev/mapper/<name>`).
+    /// Its name.
     pub name: String,
     /// The WWID that multipath made it for (dm UUID without `mpath-`).
     pub wwid: Wwid,
+    /// `/dev/mapper/<name>`, once udev has made it: the one lasting path.
+    pub node: Option<PathBuf>,
     /// The kernel's name.
     pub device: DeviceName,
     /// Its device number.

@@ -222,7 +222,7 @@ impl Replay {
 pub fn client_for(endpoint: &str, highest_version: Microversion) -> Client {
     let config = ClientConfig {
         request_timeout: Duration::from_secs(20),
-        update_timeout: Duration::from_secs(20),
+        export_timeout: Duration::from_secs(20),
         first_pause: Duration::from_millis(1),
         highest_version,
         ..ClientConfig::default()

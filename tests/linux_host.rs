@@ -1,0 +1,318 @@
+//! The host layer on a real kernel, with the real iscsid, multipathd, udevd and a LIO target.
+//!
+//! Run as root on a node that may be thrown away (the lab's, for example), one test at a time:
+//! `linux_host --ignored --test-threads=1`. The target is the node's own LIO, on two addresses of the
+//! loopback interface.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use attachd::{
+    host::{AddressSource, Host, HostOp, LinuxConfig, LinuxHost, MountTarget, exec::RealExecutor},
+    model::{
+        Chap, Contents, DeviceName, Filesystem, Hctl, HostState, Lun, MultipathMap, ScsiDevice,
+        Secret, Target,
+    },
+};
+
+const LUN: Lun = Lun(7);
+/// mkfs.xfs wants 300 MiB.
+const SIZE: u64 = 320 << 20;
+const PORTALS: [&str; 2] = ["127.0.1.1:3260", "127.0.2.1:3260"];
+const TARGETS: &str = "/sys/kernel/config/target";
+
+/// A LIO target with one file-backed LUN behind two portals, and CHAP.
+struct Lio {
+    iqn: String,
+    name: String,
+}
+
+impl Lio {
+    fn new(name: &str) -> Self {
+        for module in ["target_core_mod", "target_core_file", "iscsi_target_mod"] {
+            #[expect(clippy::disallowed_methods, reason = "the test's own target")]
+            let loaded = std::process::Command::new("modprobe").arg(module).status().unwrap();
+            assert!(loaded.success(), "this kernel has no {module}");
+        }
+        let lio =
+            Self { iqn: format!("iqn.2026-11.dev.attachd.test:{name}"), name: name.to_owned() };
+        let (image, disk) = (lio.image(), lio.disk());
+        fs::File::create(&image).unwrap().set_len(SIZE).unwrap();
+        fs::create_dir_all(&disk).unwrap();
+        let control = format!("fd_dev_name={},fd_dev_size={SIZE}", image.display());
+        write(&disk.join("control"), &control);
+        write(&disk.join("wwn/vpd_unit_serial"), &format!("attachd-{name}"));
+        write(&disk.join("enable"), "1");
+        let group = lio.group();
+        fs::create_dir_all(group.parent().unwrap()).unwrap();
+        fs::create_dir(&group).unwrap();
+        let lun = group.join(format!("lun/lun_{LUN}"));
+        fs::create_dir(&lun).unwrap();
+        symlink(&disk, lun.join("disk")).unwrap();
+        for (attribute, value) in [
+            ("authentication", "1"),
+            ("generate_node_acls", "1"),
+            ("demo_mode_write_protect", "0"),
+            ("cache_dynamic_acls", "1"),
+        ] {
+            write(&group.join("attrib").join(attribute), value);
+        }
+        write(&group.join("auth/userid"), "user");
+        write(&group.join("auth/password"), "a-secret-of-16-b");
+        for portal in PORTALS {
+            fs::create_dir(group.join("np").join(portal)).unwrap();
+        }
+        write(&group.join("enable"), "1");
+        lio
+    }
+
+    fn image(&self) -> PathBuf {
+        std::env::temp_dir().join(format!("attachd-{}.img", self.name))
+    }
+
+    fn disk(&self) -> PathBuf {
+        Path::new(TARGETS).join("core/fileio_7").join(&self.name)
+    }
+
+    fn group(&self) -> PathBuf {
+        Path::new(TARGETS).join("iscsi").join(&self.iqn).join("tpgt_1")
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        let target = |portal: &&str| Target {
+            portal: portal.parse().unwrap(),
+            iqn: self.iqn.parse().unwrap(),
+        };
+        PORTALS.iter().map(target).collect()
+    }
+}
+
+impl Drop for Lio {
+    fn drop(&mut self) {
+        let group = self.group();
+        let _ = fs::write(group.join("enable"), "0");
+        for portal in PORTALS {
+            let _ = fs::remove_dir(group.join("np").join(portal));
+        }
+        let lun = group.join(format!("lun/lun_{LUN}"));
+        let _ = fs::remove_file(lun.join("disk"));
+        for directory in [lun, group.clone(), group.parent().unwrap().to_owned(), self.disk()] {
+            let _ = fs::remove_dir(directory);
+        }
+        let _ = fs::remove_file(self.image());
+    }
+}
+
+fn write(path: &Path, text: &str) {
+    fs::write(path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+}
+
+fn host() -> LinuxHost {
+    let address = AddressSource::Network("127.0.0.0/8".parse().unwrap());
+    let config = LinuxConfig::here(address, vec![std::env::temp_dir()]);
+    LinuxHost::new(config, RealExecutor::here())
+}
+
+fn chap(password: &str) -> Chap {
+    Chap { username: "user".to_owned(), password: Secret::new(password.to_owned()) }
+}
+
+/// Applies, and fails the test at any failure.
+async fn apply(host: &LinuxHost, op: HostOp) -> bool {
+    let applied = host.apply(&op).await.unwrap_or_else(|error| panic!("{op:?}: {error:?}"));
+    assert!(applied.failures.is_empty(), "{op:?}: {:?}", applied.failures);
+    applied.changed
+}
+
+/// Waits by events, as the engine does.
+async fn until<T>(host: &LinuxHost, what: &str, found: impl Fn(&HostState) -> Option<T>) -> T {
+    let mut events = host.events();
+    for _ in 0..300 {
+        events.borrow_and_update();
+        if let Some(found) = found(&host.observe().await.unwrap()) {
+            return found;
+        }
+        let _ = tokio::time::timeout(Duration::from_secs(1), events.changed()).await;
+    }
+    panic!("never: {what}");
+}
+
+fn disks(state: &HostState, targets: &[Target]) -> Vec<ScsiDevice> {
+    let sessions = targets.iter().filter_map(|target| state.session(target));
+    sessions.flat_map(|session| state.devices_of(session)).cloned().collect()
+}
+
+/// Records, logins, scan, disks.
+async fn connect(host: &LinuxHost, targets: &[Target]) -> Vec<ScsiDevice> {
+    let records = HostOp::WriteNodeRecords {
+        targets: targets.to_vec(),
+        chap: Some(chap("a-secret-of-16-b")),
+    };
+    assert!(apply(host, records.clone()).await);
+    assert!(!apply(host, records).await);
+    let login = HostOp::Login { targets: targets.to_vec() };
+    assert!(apply(host, login.clone()).await);
+    assert!(!apply(host, login).await);
+    let state = host.observe().await.unwrap();
+    assert!(disks(&state, targets).is_empty(), "scanned by itself");
+    let luns = targets.iter().map(|target| (state.session(target).unwrap().host, LUN)).collect();
+    assert!(apply(host, HostOp::ScanLuns { luns }).await);
+    until(host, "both disks", |state| Some(disks(state, targets)).filter(|disks| disks.len() == 2))
+        .await
+}
+
+async fn map(host: &LinuxHost, disks: &[ScsiDevice]) -> MultipathMap {
+    let wwid = disks[0].wwid.clone().unwrap();
+    let devices: Vec<DeviceName> = disks.iter().map(|disk| disk.name.clone()).collect();
+    let mut events = host.events();
+    for _ in 0..300 {
+        events.borrow_and_update();
+        apply(host, HostOp::AddMap { wwid: wwid.clone(), devices: devices.clone() }).await;
+        let state = host.observe().await.unwrap();
+        if let Some(map) = state.map_of(&disks[0]).filter(|map| map.members.len() == 2) {
+            assert_eq!(map.wwid, wwid, "sysfs and multipathd disagree");
+            return map.clone();
+        }
+        let _ = tokio::time::timeout(Duration::from_secs(1), events.changed()).await;
+    }
+    panic!("no map");
+}
+
+async fn disconnect(host: &LinuxHost, targets: &[Target], disks: &[ScsiDevice]) {
+    let devices: Vec<(Hctl, DeviceName)> = disks.iter().map(|d| (d.hctl, d.name.clone())).collect();
+    assert!(apply(host, HostOp::DeleteDevices { devices: devices.clone() }).await);
+    assert!(!apply(host, HostOp::DeleteDevices { devices }).await);
+    assert!(apply(host, HostOp::Logout { targets: targets.to_vec() }).await);
+    assert!(!apply(host, HostOp::Logout { targets: targets.to_vec() }).await);
+    let state = host.observe().await.unwrap();
+    assert!(targets.iter().all(|target| state.session(target).is_none()));
+    for root in ["/etc/iscsi/nodes", "/var/lib/iscsi/nodes"] {
+        assert!(!Path::new(root).join(targets[0].iqn.as_str()).exists(), "a record was left");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs root, iscsid, multipathd and LIO on a node that may be thrown away"]
+async fn a_volume_is_attached_formatted_mounted_and_detached_without_a_trace() {
+    for filesystem in [Filesystem::Ext4, Filesystem::Xfs] {
+        let lio = Lio::new(filesystem.name());
+        let (host, targets) = (host(), lio.targets());
+        let disks = connect(&host, &targets).await;
+        let map = map(&host, &disks).await;
+        let device = map.device.clone();
+        assert_eq!(host.contents(&device).await.unwrap(), Contents::Blank);
+        let format = HostOp::Format { device: device.clone(), filesystem, resume: false };
+        assert!(apply(&host, format.clone()).await);
+        assert_eq!(host.apply(&format).await.unwrap_err().reason(), "NotBlank");
+        apply(&host, HostOp::CheckFilesystem { device: device.clone(), filesystem }).await;
+
+        let target = std::env::temp_dir().join("attachd-test/volume with blanks");
+        let mount = HostOp::Mount {
+            device,
+            filesystem,
+            target: target.clone(),
+            read_only: false,
+            options: vec!["noatime,nodev".to_owned(), "_netdev".to_owned()],
+        };
+        let read_only_mount = match mount.clone() {
+            HostOp::Mount { device, filesystem, target, options, .. } => {
+                HostOp::Mount { device, filesystem, target, read_only: true, options }
+            }
+            other => other,
+        };
+        assert!(apply(&host, mount.clone()).await);
+        assert!(!apply(&host, mount).await);
+        let mounted = host.observe().await.unwrap().mount_at(&target).cloned().unwrap();
+        assert_eq!((mounted.number, mounted.read_only), (map.number, false));
+        fs::write(target.join("file"), "data").unwrap();
+
+        let remove = HostOp::RemoveMap { name: map.name.clone(), wwid: map.wwid.clone() };
+        let unmount = HostOp::Unmount { target: target.clone() };
+        assert_eq!(host.apply(&remove).await.unwrap_err().reason(), "Busy");
+        let held = host
+            .apply(&HostOp::DeleteDevices { devices: vec![(disks[0].hctl, disks[0].name.clone())] })
+            .await
+            .unwrap();
+        assert_eq!(held.failures[0].1.reason(), "Busy");
+        assert!(apply(&host, unmount.clone()).await);
+        assert!(!apply(&host, unmount.clone()).await);
+        assert!(apply(&host, HostOp::RemoveDirectory { target: target.clone() }).await);
+        assert_eq!(host.mount_target(&target).await.unwrap(), MountTarget::Absent);
+
+        let mut devices: Vec<DeviceName> = disks.iter().map(|disk| disk.name.clone()).collect();
+        devices.push(map.device.clone());
+        apply(&host, HostOp::SetReadOnly { devices }).await;
+        let state = host.observe().await.unwrap();
+        assert!(
+            state.map_of(&disks[0]).unwrap().read_only && state.devices.iter().all(|d| d.read_only)
+        );
+        assert!(apply(&host, read_only_mount).await);
+        assert!(host.observe().await.unwrap().mount_at(&target).unwrap().read_only);
+        assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "data");
+        assert!(fs::write(target.join("other"), "data").is_err());
+        assert!(apply(&host, unmount).await);
+
+        assert!(apply(&host, remove.clone()).await);
+        assert!(!apply(&host, remove).await);
+        disconnect(&host, &targets, &disks).await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs root, iscsid, multipathd and LIO on a node that may be thrown away"]
+async fn a_busy_mount_is_refused_by_the_name_of_who_holds_it() {
+    let lio = Lio::new("busy");
+    let (host, targets) = (host(), lio.targets());
+    let disks = connect(&host, &targets).await;
+    let map = map(&host, &disks).await;
+    let (device, filesystem) = (map.device.clone(), Filesystem::Ext4);
+    apply(&host, HostOp::Format { device: device.clone(), filesystem, resume: false }).await;
+    let target = std::env::temp_dir().join("attachd-test-busy");
+    let (read_only, options) = (false, Vec::new());
+    apply(&host, HostOp::Mount { device, filesystem, target: target.clone(), read_only, options })
+        .await;
+    #[expect(clippy::disallowed_methods, reason = "the test's own holder")]
+    let mut holder =
+        std::process::Command::new("sleep").arg("600").current_dir(&target).spawn().unwrap();
+    let unmount = HostOp::Unmount { target };
+    let busy = host.apply(&unmount).await.unwrap_err().to_string();
+    assert!(busy.contains(&format!("process {} (sleep)", holder.id())), "{busy}");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    assert!(apply(&host, unmount).await);
+    assert!(apply(&host, HostOp::RemoveMap { name: map.name, wwid: map.wwid }).await);
+    disconnect(&host, &targets, &disks).await;
+}
+
+#[tokio::test]
+#[ignore = "needs root, iscsid, multipathd and LIO on a node that may be thrown away"]
+async fn wrong_credentials_are_told_and_corrected_ones_replace_them() {
+    let lio = Lio::new("chap");
+    let (host, targets) = (host(), lio.targets());
+    let wrong = HostOp::WriteNodeRecords {
+        targets: targets.clone(),
+        chap: Some(chap("not-the-secret-16")),
+    };
+    apply(&host, wrong).await;
+    let applied = host.apply(&HostOp::Login { targets: targets.clone() }).await.unwrap();
+    let reasons: Vec<_> = applied.failures.iter().map(|(_, error)| error.reason()).collect();
+    assert_eq!(reasons, ["AuthRejected", "AuthRejected"]);
+    let disks = connect(&host, &targets).await;
+    disconnect(&host, &targets, &disks).await;
+}
+
+#[tokio::test]
+#[ignore = "needs root, iscsid, multipathd and LIO on a node that may be thrown away"]
+async fn discovery_names_both_portals_and_leaves_no_record() {
+    let lio = Lio::new("discovery");
+    let found = host().discover(lio.targets()[0].portal, None).await.unwrap();
+    assert!(lio.targets().iter().all(|target| found.contains(target)), "{found:?}");
+    for root in ["/etc/iscsi/nodes", "/var/lib/iscsi/nodes"] {
+        assert!(!Path::new(root).join(&lio.iqn).exists(), "a record was left");
+    }
+}
