@@ -17,6 +17,7 @@
 //! | `projection`   | `attach`, `crd`, `model`                       |
 //! | `attach`       | `cinder`, `host`, `model`                      |
 //! | `cinder`, `crd`, `host` | `model`                               |
+//! | `testing`      | `attach`, `cinder`, `host`, `model` (feature `testing`) |
 //! | `model`        | nothing of ours                                |
 
 pub mod attach;
@@ -28,3 +29,5 @@ pub mod host;
 pub mod model;
 pub mod projection;
 pub mod requests_dir;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

@@ -1,4 +1,4 @@
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -6,16 +6,13 @@ use tokio::{
 };
 
 use super::{
-    AttachError, AttachmentView, Attempt, Desired, Ledger, Next, Observed, Origin, Phase, Plan,
-    Record, Reservation, Step, plan as decide, plan::Awaited,
+    AttachError, Attached, AttachmentView, Attempt, Awaited, Desired, Ledger, Next, Origin, Others,
+    Outcome, Phase, Plan, Record, Step, outcome::attached, plan as decide,
 };
 use crate::{
     cinder::{AttachmentSummary, BlockStorage, Volume},
     host::{Host, HostError, NodeFacts},
-    model::{
-        AttachSpec, AttachmentId, DeviceName, HostState, MultipathPolicy, Retry, Target, VolumeId,
-        Wwid,
-    },
+    model::{AttachSpec, HostState, Retry, VolumeId},
 };
 
 /// Time limits of the engine. What single operations may take is their own matter.
@@ -29,7 +26,7 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { patience: Duration::from_secs(60), fallback_poll: Duration::from_secs(5) }
+        Self { patience: Duration::from_mins(1), fallback_poll: Duration::from_secs(5) }
     }
 }
 
@@ -75,54 +72,6 @@ pub enum Progress {
     },
 }
 
-/// One way to an attached volume.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PathStatus {
-    /// The target and its portal.
-    pub target: Target,
-    /// The LUN there.
-    pub lun: u64,
-    /// The disk, where there is one.
-    pub disk: Option<(String, DeviceName)>,
-    /// `active`, or why not.
-    pub state: String,
-}
-
-/// An attached volume.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attached {
-    /// The volume.
-    pub volume: VolumeId,
-    /// The attachment.
-    pub attachment: AttachmentId,
-    /// The device to use.
-    pub device: PathBuf,
-    /// Its identity.
-    pub wwid: Wwid,
-    /// Its size in bytes.
-    pub size_bytes: u64,
-    /// Where it is mounted.
-    pub mount_path: Option<PathBuf>,
-    /// Every way to it.
-    pub paths: Vec<PathStatus>,
-    /// What should be known.
-    pub warnings: Vec<String>,
-    /// Whether anything had to be done.
-    pub changed: bool,
-}
-
-/// How a run ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// The volume is attached.
-    Attached(Box<Attached>),
-    /// The volume is not attached to this node; whether anything had to be done.
-    Detached {
-        /// Whether there was something to detach.
-        changed: bool,
-    },
-}
-
 /// Brings volumes to where they were asked to be. Runs for different volumes go side by side.
 #[derive(Debug)]
 pub struct Engine<H, C> {
@@ -142,7 +91,10 @@ pub(super) struct Run<'a> {
     pub(super) volume: Option<Volume>,
     pub(super) attachment: AttachmentView,
     pub(super) attachments: Vec<AttachmentSummary>,
+    pub(super) others: Others,
     pub(super) attempt: Attempt,
+    /// The record was made by this run: what it stands for may be taken back by it.
+    pub(super) made_record: bool,
     pub(super) progress: &'a (dyn Fn(Progress) + Sync),
 }
 
@@ -177,9 +129,7 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         let desired = Desired::Attached(spec.clone());
         match self.run(&desired, spec.volume, origin, progress, stop).await? {
             Outcome::Attached(attached) => Ok(*attached),
-            Outcome::Detached { .. } => {
-                Err(AttachError::NoProgress { step: format!("attach volume {}", spec.volume) })
-            }
+            Outcome::Detached { .. } => Err(not_there(spec.volume)),
         }
     }
 
@@ -195,17 +145,20 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         progress: &(dyn Fn(Progress) + Sync),
         stop: &watch::Receiver<bool>,
     ) -> Result<Attached, AttachError> {
-        let before = self.ledger.load(spec.volume).await?;
-        let error = match self.attach(spec, origin, progress, stop).await {
-            Ok(attached) => return Ok(attached),
+        let desired = Desired::Attached(spec.clone());
+        // Held until everything is taken back: whoever comes next finds it done or undone.
+        let _volume_lock = self.ledger.lock_volume(spec.volume).await?;
+        let mut run = self.begin(&desired, spec.volume, origin, progress).await?;
+        let error = match self.drive(&mut run, stop).await {
+            Ok(Outcome::Attached(attached)) => return Ok(*attached),
+            Ok(Outcome::Detached { .. }) => not_there(spec.volume),
             Err(error) => error,
         };
-        if before.is_some() || self.ledger.load(spec.volume).await?.is_none() {
+        if !run.made_record {
             return Err(error);
         }
         progress(Progress::Warning { what: format!("{}; taking it back", error.chain()) });
-        let (_keep, never) = watch::channel(false);
-        match self.detach(spec.volume, origin, progress, &never).await {
+        match self.take_back(spec.volume, origin, progress).await {
             Ok(_) => Err(error),
             Err(rollback) => Err(AttachError::NotRolledBack {
                 volume: spec.volume,
@@ -213,6 +166,17 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                 rollback: Box::new(rollback),
             }),
         }
+    }
+
+    async fn take_back(
+        &self,
+        volume: VolumeId,
+        origin: &Origin,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<Outcome, AttachError> {
+        let (_keep, never) = watch::channel(false);
+        let mut run = self.begin(&Desired::Detached, volume, origin, progress).await?;
+        self.drive(&mut run, &never).await
     }
 
     /// Detaches a volume; says whether there was anything to do.
@@ -245,135 +209,6 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         Ok(decide(desired, run.record.as_ref(), &observed))
     }
 
-    async fn begin<'a>(
-        &self,
-        desired: &'a Desired,
-        volume_id: VolumeId,
-        origin: &'a Origin,
-        progress: &'a (dyn Fn(Progress) + Sync),
-    ) -> Result<Run<'a>, AttachError> {
-        let record = self.ledger.load(volume_id).await?;
-        let mut run = Run {
-            desired,
-            volume_id,
-            origin,
-            record,
-            facts: None,
-            volume: None,
-            attachment: AttachmentView::Unknown,
-            attachments: Vec::new(),
-            attempt: Attempt::default(),
-            progress,
-        };
-        self.ask_cinder(&mut run).await?;
-        if matches!(desired, Desired::Attached(_)) {
-            let facts = self.host.facts().await;
-            let known = run.record.as_ref().is_some_and(|record| record.completed);
-            run.facts = match facts {
-                Ok(facts) => Some(facts),
-                // What is attached stays attached, whatever became of the node's facts.
-                Err(_) if known => None,
-                Err(source) => {
-                    return Err(AttachError::Host {
-                        step: "gather the node's facts".to_owned(),
-                        source,
-                    });
-                }
-            };
-        }
-        Ok(run)
-    }
-
-    /// Asks only what the plan will look at: an attach from nothing costs one call here.
-    async fn ask_cinder(&self, run: &mut Run<'_>) -> Result<(), AttachError> {
-        let attaching = matches!(run.desired, Desired::Attached(_));
-        let cinder = |step: &str| {
-            let step = format!("{step} {}", run.volume_id);
-            move |source| AttachError::Cinder { step, source }
-        };
-        match run.record.as_ref().map(|record| (record.reservation, record.completed)) {
-            None if !attaching => {}
-            None => {
-                run.volume =
-                    self.cinder.volume(run.volume_id).await.map_err(cinder("look up volume"))?;
-            }
-            Some((Reservation::Asked, _)) => {
-                run.volume =
-                    self.cinder.volume(run.volume_id).await.map_err(cinder("look up volume"))?;
-                run.attachments = self
-                    .cinder
-                    .attachments_of(run.volume_id)
-                    .await
-                    .map_err(cinder("list the attachments of volume"))?;
-            }
-            Some((Reservation::Held(id), completed)) if attaching => {
-                let step = format!("show attachment {id}");
-                let shown = self.cinder.attachment(id).await;
-                let shown =
-                    shown.map_err(|source| AttachError::Cinder { step: step.clone(), source })?;
-                run.attachment = match shown {
-                    None => AttachmentView::Gone,
-                    Some(attachment) => AttachmentView::Known {
-                        info: attachment
-                            .connection_info()
-                            .map_err(|source| AttachError::Connection { step, source })?,
-                        status: attachment.summary.status,
-                    },
-                };
-                if !completed {
-                    run.volume = self
-                        .cinder
-                        .volume(run.volume_id)
-                        .await
-                        .map_err(cinder("look up volume"))?;
-                }
-            }
-            // The deletion itself will tell.
-            Some((Reservation::Held(_), _)) => {}
-        }
-        Ok(())
-    }
-
-    async fn observe(&self, run: &mut Run<'_>) -> Result<Observed, AttachError> {
-        let failed = |step: &str| {
-            let step = step.to_owned();
-            move |source: HostError| AttachError::Host { step, source }
-        };
-        let host = self.host.observe().await.map_err(failed("look at the node's devices"))?;
-        let mount_target = match run.desired {
-            Desired::Attached(spec) => match spec.mount_path() {
-                Some(path) if host.mount_at(path).is_none() => {
-                    let seen = self.host.mount_target(path).await;
-                    Some(seen.map_err(failed("look at the mount path"))?)
-                }
-                _ => None,
-            },
-            Desired::Detached => None,
-        };
-        let (mut shared_targets, mut owned_targets) = (BTreeSet::new(), BTreeSet::new());
-        if matches!(run.desired, Desired::Detached) {
-            owned_targets = self.ledger.owned_targets().await?;
-            for record in self.ledger.records().await? {
-                // One that can't be read may name any target: then nothing is logged out.
-                let record = record?;
-                if record.spec.volume != run.volume_id {
-                    shared_targets.extend(record.targets());
-                }
-            }
-        }
-        Ok(Observed {
-            facts: run.facts.clone(),
-            host,
-            volume: run.volume.clone(),
-            attachment: run.attachment.clone(),
-            attachments: run.attachments.clone(),
-            mount_target,
-            owned_targets,
-            shared_targets,
-            attempt: run.attempt.clone(),
-        })
-    }
-
     async fn run(
         &self,
         desired: &Desired,
@@ -384,33 +219,38 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
     ) -> Result<Outcome, AttachError> {
         let _volume_lock = self.ledger.lock_volume(volume).await?;
         let mut run = self.begin(desired, volume, origin, progress).await?;
-        if let Some(record) = &run.record
-            && &record.origin != origin
-        {
-            let owner = record.origin.to_string();
-            return Err(AttachError::OwnedByOther { volume, owner });
-        }
+        self.drive(&mut run, stop).await
+    }
+
+    /// Step after step, until it is as asked. The volume's lock is held.
+    async fn drive(
+        &self,
+        run: &mut Run<'_>,
+        stopped: &watch::Receiver<bool>,
+    ) -> Result<Outcome, AttachError> {
         let mut events = self.host.events();
         let mut targets_lock = None;
-        let mut waiting: Option<(Awaited, Instant)> = None;
+        // Since when each thing was waited for: a step in between, or an event, gives no new patience.
+        let mut waiting: BTreeMap<Phase, Instant> = BTreeMap::new();
         let mut last: Option<Step> = None;
         let mut changed = false;
         let mut trouble = None;
         loop {
             events.mark_unchanged();
-            let observed = self.observe(&mut run).await?;
-            let decision = decide(desired, run.record.as_ref(), &observed);
+            let observed = self.observe(run).await?;
+            let decision = decide(run.desired, run.record.as_ref(), &observed);
             match decision.next {
-                Next::Done => return Ok(self.outcome(&run, &observed.host, changed)),
+                Next::Done => return Ok(outcome(run, &observed.host, changed)),
                 Next::Refuse(refusal) => return Err(refusal.into()),
                 Next::Do(step) => {
-                    if *stop.borrow() {
+                    if *stopped.borrow() {
                         return Err(AttachError::Stopped { before: step.to_string() });
                     }
                     if step.needs_targets_alone() && targets_lock.is_none() {
                         let targets = run.record.as_ref().map(Record::targets).unwrap_or_default();
                         targets_lock = Some(self.ledger.lock_targets(&targets).await?);
                         // What was seen before the lock may have changed while we waited for it.
+                        run.others = self.others(run.volume_id).await?;
                         continue;
                     }
                     if !step.needs_targets_alone() {
@@ -419,9 +259,8 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                     if last.as_ref() == Some(&step) {
                         return Err(AttachError::NoProgress { step: step.to_string() });
                     }
-                    let done = self.timed(&mut run, &step, decision.why).await;
+                    let done = self.timed(run, &step, decision.why).await;
                     changed = true;
-                    waiting = None;
                     match done {
                         Err(error) if passing(&step, &error) && since(&mut trouble) < SETTLE => {
                             next_event(&mut events, self.config.fallback_poll).await;
@@ -435,20 +274,19 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                     last = (!matches!(step, Step::AddMap { .. })).then_some(step);
                 }
                 Next::Wait(awaited) => {
-                    let began = match waiting.take() {
-                        Some((before, began)) if before == awaited => began,
-                        _ => {
-                            progress(Progress::Waiting { what: awaited.to_string() });
-                            Instant::now()
-                        }
-                    };
+                    // Others may need the same targets meanwhile.
+                    targets_lock = None;
+                    let station = awaited.phase();
+                    let began = *waiting.entry(station).or_insert_with(|| {
+                        (run.progress)(Progress::Waiting { what: awaited.to_string() });
+                        Instant::now()
+                    });
                     if began.elapsed() >= self.config.patience {
                         overdue(&mut run.attempt, &awaited);
                     } else {
-                        self.wait(&mut events, stop, &awaited, began).await?;
+                        self.wait(&mut events, stopped, &awaited, began).await?;
                         run.attempt.map_asked = false;
                     }
-                    waiting = Some((awaited, began));
                 }
             }
         }
@@ -485,17 +323,21 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         });
         result
     }
+}
 
-    fn outcome(&self, run: &Run<'_>, host: &HostState, changed: bool) -> Outcome {
-        let attached = match (run.desired, run.record.as_ref()) {
-            (Desired::Attached(spec), Some(record)) => attached(spec, record, run, host, changed),
-            _ => None,
-        };
-        match attached {
-            Some(attached) => Outcome::Attached(Box::new(attached)),
-            None => Outcome::Detached { changed },
-        }
+fn outcome(run: &Run<'_>, host: &HostState, changed: bool) -> Outcome {
+    let there = match (run.desired, run.record.as_ref()) {
+        (Desired::Attached(spec), Some(record)) => attached(spec, record, run, host, changed),
+        _ => None,
+    };
+    match there {
+        Some(attached) => Outcome::Attached(Box::new(attached)),
+        None => Outcome::Detached { changed },
     }
+}
+
+fn not_there(volume: VolumeId) -> AttachError {
+    AttachError::NoProgress { step: format!("attach volume {volume}") }
 }
 
 /// How long a device may stay in use by itself: udev, blkid and multipathd open one for moments
@@ -527,73 +369,4 @@ fn overdue(attempt: &mut Attempt, awaited: &Awaited) {
         Awaited::Disks { .. } => attempt.overdue.disks = true,
         Awaited::Map { .. } => attempt.overdue.map = true,
     }
-}
-
-fn attached(
-    spec: &AttachSpec,
-    record: &Record,
-    run: &Run<'_>,
-    host: &HostState,
-    changed: bool,
-) -> Option<Attached> {
-    let attachment = record.attachment()?;
-    let wwid = record.wwid.clone()?;
-    let paths: Vec<PathStatus> = record
-        .paths
-        .iter()
-        .map(|path| {
-            let session = host.session(&path.target);
-            let disk = session.and_then(|session| {
-                host.devices_of(session).find(|disk| disk.hctl.lun == path.lun.0)
-            });
-            let state = match (session, disk) {
-                (_, Some(disk)) if disk.state == crate::model::DeviceState::Running => {
-                    "active".to_owned()
-                }
-                (_, Some(_)) => "failing".to_owned(),
-                (Some(_), None) => "no disk".to_owned(),
-                (None, None) => match run.attempt.failed_logins.get(&path.target) {
-                    Some(why) => format!("no session: {why}"),
-                    None => "no session".to_owned(),
-                },
-            };
-            PathStatus {
-                target: path.target.clone(),
-                lun: path.lun.0,
-                disk: disk.map(|disk| (disk.hctl.to_string(), disk.name.clone())),
-                state,
-            }
-        })
-        .collect();
-    let map = host.maps.iter().find(|map| map.wwid == wwid).filter(|_| record.multipath);
-    let (device, size_bytes) = match map {
-        Some(map) => (PathBuf::from("/dev/mapper").join(&map.name), map.size_bytes),
-        None => {
-            let disk = host.devices.iter().find(|disk| disk.wwid.as_ref() == Some(&wwid))?;
-            (disk.name.path(), disk.size_bytes)
-        }
-    };
-    let mut warnings = Vec::new();
-    if spec.multipath == MultipathPolicy::Auto && !record.multipath {
-        warnings.push(
-            "one path only: multipathd did not run, or was kept off the disks, when the volume was attached"
-                .to_owned(),
-        );
-    }
-    if record.multipath {
-        for path in paths.iter().filter(|path| path.state != "active") {
-            warnings.push(format!("path {} is missing: {}", path.target, path.state));
-        }
-    }
-    Some(Attached {
-        volume: spec.volume,
-        attachment,
-        device,
-        wwid,
-        size_bytes,
-        mount_path: spec.mount_path().map(ToOwned::to_owned),
-        paths,
-        warnings,
-        changed,
-    })
 }

@@ -1,8 +1,8 @@
 //! One step, done. Thin: every decision was made by the plan.
 
 use super::{
-    AttachError, AttachmentView, Desired, Engine, FormatProgress, Progress, Record, Reservation,
-    Step, engine::Run,
+    AttachError, AttachmentView, Desired, Engine, FormatProgress, Ownership, Progress, Record,
+    Reservation, Step, engine::Run,
 };
 use crate::{
     cinder::{AttachmentStatus, BlockStorage},
@@ -13,6 +13,11 @@ use crate::{
 impl<H: Host, C: BlockStorage> Engine<H, C> {
     pub(super) async fn execute(&self, run: &mut Run<'_>, step: &Step) -> Result<(), AttachError> {
         let words = || step.to_string();
+        if step.moves_devices() {
+            // The same name may stand for another device afterwards.
+            run.attempt.contents = None;
+            run.attempt.checked = false;
+        }
         match step {
             Step::Reserve { volume } => self.reserve(run, *volume, step).await,
             Step::Adopt { attachment } => {
@@ -31,7 +36,15 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                 Ok(())
             }
             Step::RecordPaths { paths } => {
-                self.record(run, |record| record.paths.clone_from(paths)).await
+                self.record(run, |record| {
+                    record.paths.clone_from(paths);
+                    record.released = false;
+                })
+                .await?;
+                // Cinder gives a place away only after it was given up: what was read of other
+                // volumes before it answered may be older than that.
+                run.others = self.others(run.volume_id).await?;
+                Ok(())
             }
             Step::LogIn { targets } => self.log_in(run, targets, step).await,
             Step::Scan { luns } => {
@@ -83,11 +96,12 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                 run.attempt.checked = true;
                 Ok(())
             }
-            Step::Mount { device, filesystem, target, read_only, options } => {
+            Step::Mount { device, number, filesystem, target, read_only, options } => {
                 let seen = self.host.mount_target(target).await;
                 let seen = seen.map_err(|source| AttachError::Host { step: words(), source })?;
                 self.record(run, |record| {
                     record.mounted = true;
+                    record.mount_device = Some(*number);
                     record.made_directory |= seen == MountTarget::Absent;
                 })
                 .await?;
@@ -103,6 +117,9 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
             Step::Complete { attachment } => {
                 let done = self.cinder.complete(*attachment).await;
                 done.map_err(|source| AttachError::Cinder { step: words(), source })?;
+                if let AttachmentView::Known { status, .. } = &mut run.attachment {
+                    *status = AttachmentStatus::Attached;
+                }
                 self.record(run, |record| record.completed = true).await
             }
             Step::Unmount { target } => {
@@ -116,11 +133,14 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                 self.whole(HostOp::RemoveMap { name: name.clone(), wwid: wwid.clone() }, step).await
             }
             Step::LogOut { targets } => {
-                self.whole(HostOp::Logout { targets: targets.clone() }, step).await?;
-                for target in targets {
+                run.attempt.logged_out.extend(targets.iter().cloned());
+                self.whole(HostOp::Logout { targets: targets.clone() }, step).await
+            }
+            Step::Release { disown } => {
+                for target in disown {
                     self.ledger.disown_target(target).await?;
                 }
-                Ok(())
+                self.record(run, |record| record.released = true).await
             }
             Step::DeleteAttachment { attachment } => {
                 let done = self.cinder.delete(*attachment).await;
@@ -170,23 +190,35 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         step: &Step,
     ) -> Result<(), AttachError> {
         let Desired::Attached(spec) = run.desired else { return Ok(()) };
-        if run.record.is_none() {
+        let made_now = run.record.is_none();
+        if made_now {
             let multipath = super::plan::wants_map(spec, run.facts.as_ref());
             let record = Record::new(spec.clone(), run.origin.clone(), multipath);
             // Before Cinder is asked: what may exist there must be known here.
             self.ledger.store(&record).await?;
             run.record = Some(record);
+            run.made_record = true;
         }
         match self.cinder.reserve(volume, spec.instance, spec.mode).await {
             Ok(attachment) => {
                 let id = attachment.summary.id;
-                self.record(run, |record| record.reservation = Reservation::Held(id)).await?;
+                let recorded =
+                    self.record(run, |record| record.reservation = Reservation::Held(id));
+                if let Err(error) = recorded.await {
+                    // Nobody else knows the id: without a record it would be lost.
+                    if let Err(left) = self.cinder.delete(id).await {
+                        let why = format!("attachment {id} can't be recorded nor deleted: {left}");
+                        (run.progress)(Progress::Warning { what: why });
+                    }
+                    return Err(error);
+                }
                 run.attachment =
                     AttachmentView::Known { status: AttachmentStatus::Reserved, info: None };
                 Ok(())
             }
             Err(source) => {
-                if source.nothing_was_created() {
+                // An earlier request may still come to be: then its record must be there.
+                if made_now && source.nothing_was_created() {
                     self.ledger.forget(volume).await?;
                     run.record = None;
                 }
@@ -227,14 +259,19 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         step: &Step,
     ) -> Result<(), AttachError> {
         for target in targets {
-            self.ledger.own_target(target).await?;
+            self.ledger.own_target(target, Ownership::LoggingIn).await?;
         }
         let chap = match &run.attachment {
             AttachmentView::Known { info: Some(info), .. } => info.chap.clone(),
             _ => None,
         };
         let records = HostOp::WriteNodeRecords { targets: targets.to_vec(), chap };
-        self.whole(records, step).await?;
+        if let Err(error) = self.whole(records, step).await {
+            for target in targets {
+                self.ledger.own_target(target, Ownership::Record).await?;
+            }
+            return Err(error);
+        }
         let applied = self.apply(HostOp::Login { targets: targets.to_vec() }, step).await?;
         for (what, error) in applied.failures {
             let why = chain(&error);
@@ -243,6 +280,19 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
             if let Some(target) = targets.iter().find(|target| target.to_string() == what) {
                 run.attempt.failed_logins.insert(target.clone(), why);
             }
+        }
+        self.own_sessions(targets, step).await
+    }
+
+    /// A session that somebody makes after ours is gone looks the same but for its number.
+    async fn own_sessions(&self, targets: &[Target], step: &Step) -> Result<(), AttachError> {
+        let seen = self.host.observe().await;
+        let host = seen.map_err(|source| AttachError::Host { step: step.to_string(), source })?;
+        for target in targets {
+            let made = host
+                .session(target)
+                .map_or(Ownership::Record, |session| Ownership::Session(session.sid));
+            self.ledger.own_target(target, made).await?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::{LedgerError, Origin, Record};
+use super::{LedgerError, Origin, OwnedTargets, Record};
 use crate::model::{
     AttachmentId, HostState, Lun, MountEntry, MultipathMap, ScsiDevice, Session, SessionState,
     Target, VolumeId, Wwid,
@@ -76,7 +76,7 @@ impl Inventory {
     /// Joins records with what the kernel shows.
     pub fn join(
         records: Vec<Result<Record, LedgerError>>,
-        owned: &BTreeSet<Target>,
+        owned: &OwnedTargets,
         host: &HostState,
     ) -> Self {
         let (mut attachments, mut unreadable) = (Vec::new(), Vec::new());
@@ -104,7 +104,7 @@ impl Inventory {
     }
 }
 
-fn chain(record: &Record, owned: &BTreeSet<Target>, host: &HostState) -> Chain {
+fn chain(record: &Record, owned: &OwnedTargets, host: &HostState) -> Chain {
     let paths: Vec<PathChain> = record
         .paths
         .iter()
@@ -117,7 +117,9 @@ fn chain(record: &Record, owned: &BTreeSet<Target>, host: &HostState) -> Chain {
                 target: path.target.clone(),
                 lun: path.lun,
                 session: session.cloned(),
-                own_session: owned.contains(&path.target),
+                own_session: session.is_some_and(|session| {
+                    owned.get(&path.target).is_some_and(|mark| mark.of_session(session))
+                }),
                 disk: disk.cloned(),
             }
         })
@@ -163,7 +165,7 @@ fn disagreements(
                 found.push(format!("the session to {} is not logged in", path.target));
             }
             (Some(_), None) => {
-                found.push(format!("no disk for LUN {} of {}", path.lun, path.target))
+                found.push(format!("no disk for LUN {} of {}", path.lun, path.target));
             }
             (Some(_), Some(disk)) => {
                 if record.wwid.is_some() && disk.wwid != record.wwid {

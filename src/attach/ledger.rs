@@ -1,16 +1,20 @@
 use std::{
-    collections::BTreeSet,
-    fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::lock::{Guard, acquire};
-use crate::model::{AttachSpec, AttachmentId, Retry, Target, TargetPath, VolumeId, Wwid};
+use super::{
+    files::{blocking, read, read_all, remove, temporary, write},
+    lock::{Guard, Locks},
+};
+use crate::model::{
+    AttachSpec, AttachmentId, DeviceNumber, Retry, Session, Target, TargetPath, VolumeId, Wwid,
+};
 
 /// Who asked for a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +61,7 @@ pub enum FormatProgress {
 /// What is known of one attachment of this node and can't be observed again. No secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(clippy::struct_excessive_bools, reason = "facts that come about one by one")]
 pub struct Record {
     /// The request.
     pub spec: AttachSpec,
@@ -69,6 +74,10 @@ pub struct Record {
     /// Every way to the volume that Cinder (or discovery) named.
     #[serde(default)]
     pub paths: Vec<TargetPath>,
+    /// The detach took the disks away and decided on the sessions: this attachment doesn't need them
+    /// any more, so that of two detaches at once the last one logs out.
+    #[serde(default)]
+    pub released: bool,
     /// The identity that all paths were seen to share.
     #[serde(default)]
     pub wwid: Option<Wwid>,
@@ -81,6 +90,9 @@ pub struct Record {
     /// A mount was about to happen, or did.
     #[serde(default)]
     pub mounted: bool,
+    /// The device that was mounted: where it is lost, its mount is known by it.
+    #[serde(default)]
+    pub mount_device: Option<DeviceNumber>,
     /// Cinder took the completion.
     #[serde(default)]
     pub completed: bool,
@@ -95,10 +107,12 @@ impl Record {
             reservation: Reservation::Asked,
             multipath,
             paths: Vec::new(),
+            released: false,
             wwid: None,
             format: FormatProgress::NotStarted,
             made_directory: false,
             mounted: false,
+            mount_device: None,
             completed: false,
         }
     }
@@ -109,6 +123,11 @@ impl Record {
             Reservation::Asked => None,
             Reservation::Held(id) => Some(id),
         }
+    }
+
+    /// Whether one of its paths leads to the same logical unit.
+    pub fn names_unit_of(&self, path: &TargetPath) -> bool {
+        self.paths.iter().any(|own| own.is_same_unit(path))
     }
 
     /// The targets of all paths.
@@ -178,6 +197,47 @@ impl LedgerError {
 #[derive(Debug, Clone)]
 pub struct Ledger {
     root: PathBuf,
+    boot: String,
+    locks: Locks,
+}
+
+/// What attachd has at a target that it logged in to: a node record, a file, and maybe a session.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Ownership {
+    /// A login was about to happen: whatever session is there is its.
+    #[default]
+    LoggingIn,
+    /// The session with this number.
+    Session(u32),
+    /// The node record alone: the login failed, or the node was restarted since. A session that is
+    /// there was made by somebody else.
+    Record,
+}
+
+impl Ownership {
+    /// Whether a session is attachd's.
+    pub fn of_session(self, session: &Session) -> bool {
+        match self {
+            Self::LoggingIn => true,
+            Self::Session(sid) => sid == session.sid,
+            Self::Record => false,
+        }
+    }
+}
+
+/// The targets that attachd logged in to.
+pub type OwnedTargets = BTreeMap<Target, Ownership>;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Mark {
+    #[serde(flatten)]
+    target: Target,
+    /// In which boot of the node: a session doesn't outlive it.
+    #[serde(default)]
+    boot: String,
+    #[serde(default)]
+    ownership: Ownership,
 }
 
 impl Ledger {
@@ -186,6 +246,16 @@ impl Ledger {
     /// # Errors
     /// The directory can't be made.
     pub fn open(root: &Path) -> Result<Self, LedgerError> {
+        // Where it can't be read, every boot looks the same.
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Self::open_in_boot(root, boot.trim())
+    }
+
+    /// [`Ledger::open`], for a node that names its boots otherwise: a simulated one.
+    ///
+    /// # Errors
+    /// The directory can't be made.
+    pub fn open_in_boot(root: &Path, boot: &str) -> Result<Self, LedgerError> {
         for directory in ["volumes", "targets", "locks"] {
             let path = root.join(directory);
             fs::DirBuilder::new()
@@ -194,7 +264,7 @@ impl Ledger {
                 .create(&path)
                 .map_err(|source| LedgerError::Io { doing: "making", path, source })?;
         }
-        Ok(Self { root: root.to_owned() })
+        Ok(Self { root: root.to_owned(), boot: boot.to_owned(), locks: Locks::default() })
     }
 
     /// Where it is.
@@ -247,14 +317,18 @@ impl Ledger {
         blocking(move || read_all(&directory)).await
     }
 
-    /// Remembers, before a login, that the session to this target will be attachd's own.
+    /// Remembers, before a login, that it is attachd's own, and after it which session that is.
     ///
     /// # Errors
     /// It may or may not have been written.
-    pub async fn own_target(&self, target: &Target) -> Result<(), LedgerError> {
+    pub async fn own_target(
+        &self,
+        target: &Target,
+        ownership: Ownership,
+    ) -> Result<(), LedgerError> {
         let path = self.target_path(target);
-        let target = target.clone();
-        blocking(move || write(&path, &target)).await
+        let mark = Mark { target: target.clone(), boot: self.boot.clone(), ownership };
+        blocking(move || write(&path, &mark)).await
     }
 
     /// Forgets it, after the logout.
@@ -270,9 +344,17 @@ impl Ledger {
     ///
     /// # Errors
     /// The directory or one of its files can't be read.
-    pub async fn owned_targets(&self) -> Result<BTreeSet<Target>, LedgerError> {
+    pub async fn owned_targets(&self) -> Result<OwnedTargets, LedgerError> {
         let directory = self.root.join("targets");
-        blocking(move || read_all(&directory)?.into_iter().collect()).await
+        let marks = blocking(move || read_all::<Mark>(&directory)).await?;
+        marks
+            .into_iter()
+            .map(|mark| {
+                let mark = mark?;
+                let now = mark.boot == self.boot;
+                Ok((mark.target, if now { mark.ownership } else { Ownership::Record }))
+            })
+            .collect()
     }
 
     /// Excludes every other attachd from this volume until the guard is dropped.
@@ -281,7 +363,10 @@ impl Ledger {
     /// Another holds it for longer than the limit.
     pub async fn lock_volume(&self, volume: VolumeId) -> Result<Guard, LedgerError> {
         let path = self.root.join("locks").join(format!("volume-{volume}"));
-        acquire(path, format!("volume {volume}")).await
+        let guard = self.locks.acquire(path, format!("volume {volume}")).await?;
+        let record = self.volume_path(volume);
+        blocking(move || remove(&temporary(&record))).await?;
+        Ok(guard)
     }
 
     /// Excludes every other attachd from these targets, one by one in their order, so that two can't
@@ -296,7 +381,9 @@ impl Ledger {
         let mut guards = Vec::with_capacity(targets.len());
         for target in targets {
             let path = self.root.join("locks").join(format!("target-{}", key(target)));
-            guards.push(acquire(path, format!("target {target}")).await?);
+            guards.push(self.locks.acquire(path, format!("target {target}")).await?);
+            let ownership = self.target_path(target);
+            blocking(move || remove(&temporary(&ownership))).await?;
         }
         Ok(guards)
     }
@@ -305,78 +392,4 @@ impl Ledger {
 /// A file name for a target: a name of 223 bytes and an address don't fit into one.
 fn key(target: &Target) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{} {}", target.iqn, target.portal).as_bytes())
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, LedgerError> + Send + 'static,
-) -> Result<T, LedgerError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(LedgerError::Io {
-            doing: "working on",
-            path: PathBuf::from("the ledger"),
-            source: io::Error::other(error),
-        }),
-    }
-}
-
-fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, LedgerError> {
-    let text = match fs::read(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => {
-            return Err(LedgerError::Io { doing: "reading", path: path.to_owned(), source });
-        }
-    };
-    serde_json::from_slice(&text)
-        .map(Some)
-        .map_err(|source| LedgerError::Malformed { path: path.to_owned(), source })
-}
-
-fn read_all<T: serde::de::DeserializeOwned>(
-    directory: &Path,
-) -> Result<Vec<Result<T, LedgerError>>, LedgerError> {
-    let io = |source| LedgerError::Io { doing: "listing", path: directory.to_owned(), source };
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(directory).map_err(io)? {
-        let path = entry.map_err(io)?.path();
-        if path.extension().is_some_and(|extension| extension == "json") {
-            paths.push(path);
-        }
-    }
-    paths.sort();
-    Ok(paths.iter().filter_map(|path| read(path).transpose()).collect())
-}
-
-fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), LedgerError> {
-    let io = |doing| move |source| LedgerError::Io { doing, path: path.to_owned(), source };
-    let text = serde_json::to_vec_pretty(value)
-        .map_err(|source| LedgerError::Malformed { path: path.to_owned(), source })?;
-    let temporary = path.with_extension("tmp");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)
-        .map_err(io("writing"))?;
-    file.write_all(&text).and_then(|()| file.sync_all()).map_err(io("writing"))?;
-    fs::rename(&temporary, path).map_err(io("renaming"))?;
-    sync_directory(path)
-}
-
-fn remove(path: &Path) -> Result<(), LedgerError> {
-    match fs::remove_file(path) {
-        Ok(()) => sync_directory(path),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(LedgerError::Io { doing: "removing", path: path.to_owned(), source }),
-    }
-}
-
-/// A rename or removal is on the disk only when its directory is.
-fn sync_directory(path: &Path) -> Result<(), LedgerError> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|source| LedgerError::Io { doing: "syncing", path: directory.to_owned(), source })
 }

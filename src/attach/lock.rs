@@ -1,22 +1,59 @@
-use std::{fs::OpenOptions, path::PathBuf, thread, time::Duration};
+use std::{
+    collections::HashMap,
+    fs::{File, OpenOptions},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    thread,
+    time::Duration,
+};
 
 use nix::fcntl::{Flock, FlockArg};
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::{Mutex as AsyncMutex, OwnedMutexGuard, oneshot},
+    time::timeout,
+};
 
 use super::LedgerError;
 
 /// Longer than any step of another attachd may take.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_mins(5);
 
 /// A lock that is held until this is dropped, or the process ends, however it ends.
 #[derive(Debug)]
-pub struct Guard(#[expect(dead_code, reason = "held for its Drop")] Flock<std::fs::File>);
+#[expect(dead_code, reason = "held for their Drop, the file's first")]
+pub struct Guard(Flock<File>, OwnedMutexGuard<()>);
 
-/// Takes `flock` on a file: it excludes other processes and other tasks of this one alike.
-///
+/// Locks on files. Within this process they are waited for without a thread: hundreds of volumes
+/// of one target may wait at once.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Locks(Arc<Mutex<HashMap<PathBuf, Weak<AsyncMutex<()>>>>>);
+
+impl Locks {
+    /// Takes `flock` on a file: it excludes other processes and other tasks of this one alike.
+    pub(super) async fn acquire(&self, path: PathBuf, what: String) -> Result<Guard, LedgerError> {
+        let locked = timeout(LIMIT, async {
+            let own = self.own(&path).lock_owned().await;
+            Ok(Guard(flock(path).await?, own))
+        });
+        let late = || LedgerError::Locked { what, seconds: LIMIT.as_secs() };
+        locked.await.unwrap_or_else(|_| Err(late()))
+    }
+
+    fn own(&self, path: &PathBuf) -> Arc<AsyncMutex<()>> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, lock| lock.strong_count() > 0);
+        if let Some(lock) = all.get(path).and_then(Weak::upgrade) {
+            return lock;
+        }
+        let lock = Arc::new(AsyncMutex::new(()));
+        all.insert(path.clone(), Arc::downgrade(&lock));
+        lock
+    }
+}
+
 /// The kernel's wait is a blocking call without a time limit, so a thread of its own does it; where
 /// nobody waits any more when it gets the lock, it gives it back.
-pub(super) async fn acquire(path: PathBuf, what: String) -> Result<Guard, LedgerError> {
+async fn flock(path: PathBuf) -> Result<Flock<File>, LedgerError> {
     let io =
         |path: &PathBuf, source| LedgerError::Io { doing: "locking", path: path.clone(), source };
     let file = OpenOptions::new()
@@ -26,7 +63,7 @@ pub(super) async fn acquire(path: PathBuf, what: String) -> Result<Guard, Ledger
         .open(&path)
         .map_err(|source| io(&path, source))?;
     let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => return Ok(Guard(lock)),
+        Ok(lock) => return Ok(lock),
         Err((file, nix::errno::Errno::EWOULDBLOCK)) => file,
         Err((_, errno)) => return Err(io(&path, errno.into())),
     };
@@ -36,9 +73,9 @@ pub(super) async fn acquire(path: PathBuf, what: String) -> Result<Guard, Ledger
         // Dropped, and so unlocked, where the receiver is gone.
         drop(sender.send(locked));
     });
-    match timeout(LIMIT, receiver).await {
-        Ok(Ok(Ok(lock))) => Ok(Guard(lock)),
-        Ok(Ok(Err(errno))) => Err(io(&path, errno.into())),
-        Ok(Err(_)) | Err(_) => Err(LedgerError::Locked { what, seconds: LIMIT.as_secs() }),
+    match receiver.await {
+        Ok(Ok(lock)) => Ok(lock),
+        Ok(Err(errno)) => Err(io(&path, errno.into())),
+        Err(_) => Err(io(&path, std::io::Error::other("the thread that waited for it ended"))),
     }
 }

@@ -17,20 +17,26 @@
 mod engine;
 mod error;
 mod execute;
+mod files;
 mod identity;
 mod inventory;
 mod ledger;
 mod lock;
+mod observe;
+mod outcome;
 mod plan;
 mod refusal;
 mod state;
 mod step;
 
-pub use engine::{Attached, Engine, EngineConfig, Outcome, PathStatus, Progress};
+pub use engine::{Engine, EngineConfig, Progress};
 pub use error::AttachError;
 pub use inventory::{Chain, Inventory, OtherSession, PathChain};
-pub use ledger::{FormatProgress, Ledger, LedgerError, Origin, Record, Reservation};
-pub use plan::{Next, Plan, plan};
+pub use ledger::{
+    FormatProgress, Ledger, LedgerError, Origin, OwnedTargets, Ownership, Record, Reservation,
+};
+pub use outcome::{Attached, Outcome, PathStatus};
+pub use plan::{Awaited, Next, Plan, plan};
 pub use refusal::Refusal;
-pub use state::{AttachmentView, Attempt, Desired, Observed, Overdue};
+pub use state::{AttachmentView, Attempt, Desired, Observed, Others, Overdue};
 pub use step::{Phase, Step};

@@ -1,7 +1,8 @@
 use std::path::PathBuf;
 
 use crate::model::{
-    AttachmentId, ConnectionInfoError, DeviceName, Filesystem, Hctl, Retry, VolumeId, Wwid,
+    AttachmentId, ConnectionInfoError, DeviceName, Filesystem, Hctl, Retry, TargetPath, VolumeId,
+    Wwid,
 };
 
 /// Why the plan goes no further. Nothing was changed to find it out.
@@ -69,7 +70,7 @@ pub enum Refusal {
     },
     /// The ledger has the volume with another spec, or for another requester.
     #[error(
-        "volume {volume} is attached to this node already, differently ({difference}); detach it first (attachd detach {volume})"
+        "volume {volume} is attached to this node already, differently ({difference}); detach it first: attachd detach {volume}, or take away the request that asked for it"
     )]
     AttachedDifferently {
         /// Which.
@@ -127,6 +128,18 @@ pub enum Refusal {
         map: String,
         /// Disks of the map that are not paths of the volume.
         foreign: Vec<DeviceName>,
+    },
+    /// Another volume's record names the same LUN.
+    #[error(
+        "volume {volume} is exported at {path}, where volume {by} was on this node: Cinder gave its place away while it was attached here. Detach volume {by} on this node first (attachd detach {by})"
+    )]
+    AddressTaken {
+        /// Which volume.
+        volume: VolumeId,
+        /// The volume that was there.
+        by: VolumeId,
+        /// Where.
+        path: TargetPath,
     },
     /// multipathd holds the disk though multipath was declined.
     #[error(
@@ -253,6 +266,7 @@ impl Refusal {
             Self::Identity { .. } => "IdentityMismatch",
             Self::IdentityTaken { .. } => "IdentityTaken",
             Self::ForeignDiskInMap { .. } => "ForeignDiskInMap",
+            Self::AddressTaken { .. } => "AddressTaken",
             Self::ClaimedByMultipath { .. } => "ClaimedByMultipath",
             Self::NotBlank { .. } => "NotBlank",
             Self::OtherFilesystem { .. } => "OtherFilesystem",
@@ -273,6 +287,7 @@ impl Refusal {
             | Self::MultipathUnavailable { .. }
             | Self::NoPath { .. }
             | Self::InUse { .. }
+            | Self::AddressTaken { .. }
             | Self::LostReservation { .. }
             | Self::LunMissing { .. }
             | Self::NoMap { .. } => Retry::Backoff,

@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::{OwnedTargets, Record};
 use crate::{
     cinder::{AttachmentStatus, AttachmentSummary, Volume},
     host::{MountTarget, NodeFacts},
@@ -31,6 +32,15 @@ pub enum AttachmentView {
     },
 }
 
+/// What the ledger says of other volumes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Others {
+    /// Their records.
+    pub records: Vec<Record>,
+    /// Some record can't be read: it may name any target.
+    pub unreadable: bool,
+}
+
 /// What happened in this run, and can't be seen in the kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attempt {
@@ -42,6 +52,8 @@ pub struct Attempt {
     pub reread: BTreeSet<Hctl>,
     /// What discovery named.
     pub discovered: Option<Vec<Target>>,
+    /// Targets that were logged out of: a session there now would be one that didn't go.
+    pub logged_out: BTreeSet<Target>,
     /// What the device holds.
     pub contents: Option<(DeviceName, Contents)>,
     /// The file system was checked in this run.
@@ -79,9 +91,9 @@ pub struct Observed {
     /// The mount path, where the request has one.
     pub mount_target: Option<MountTarget>,
     /// Targets that attachd logged in to.
-    pub owned_targets: BTreeSet<Target>,
-    /// Targets that other volumes' records name.
-    pub shared_targets: BTreeSet<Target>,
+    pub owned_targets: OwnedTargets,
+    /// Other volumes' records.
+    pub others: Others,
     /// This run's memory.
     pub attempt: Attempt,
 }

@@ -1,7 +1,8 @@
 use std::{fmt, path::PathBuf};
 
 use crate::model::{
-    AttachmentId, DeviceName, Filesystem, Hctl, Lun, Portal, Target, TargetPath, VolumeId, Wwid,
+    AttachmentId, DeviceName, DeviceNumber, Filesystem, Hctl, Lun, Portal, Target, TargetPath,
+    VolumeId, Wwid,
 };
 
 /// One step of the road, as data. Each can be done again.
@@ -94,6 +95,8 @@ pub enum Step {
     Mount {
         /// The device.
         device: DeviceName,
+        /// Its number.
+        number: DeviceNumber,
         /// Its file system.
         filesystem: Filesystem,
         /// Where.
@@ -130,10 +133,15 @@ pub enum Step {
         /// Which.
         devices: Vec<(Hctl, DeviceName)>,
     },
-    /// Log out, delete the node records, give up ownership.
+    /// Log out, and delete the node records.
     LogOut {
         /// Of which targets.
         targets: Vec<Target>,
+    },
+    /// Record that this attachment needs no session any more, and give up targets.
+    Release {
+        /// Targets that attachd has nothing at any more.
+        disown: Vec<Target>,
     },
     /// Delete the attachment in Cinder.
     DeleteAttachment {
@@ -224,10 +232,25 @@ impl Step {
             Self::Unmount { .. } | Self::RemoveDirectory { .. } => Phase::Unmount,
             Self::RemoveMap { .. } => Phase::RemoveMap,
             Self::DeleteDevices { .. } => Phase::DeleteDevices,
-            Self::LogOut { .. } => Phase::LogOut,
+            Self::LogOut { .. } | Self::Release { .. } => Phase::LogOut,
             Self::DeleteAttachment { .. } => Phase::DeleteAttachment,
             Self::Forget { .. } => Phase::Forget,
         }
+    }
+
+    /// Whether block devices may come and go by it.
+    pub const fn moves_devices(&self) -> bool {
+        matches!(
+            self,
+            Self::LogIn { .. }
+                | Self::Scan { .. }
+                | Self::Reread { .. }
+                | Self::PurgeStale { .. }
+                | Self::AddMap { .. }
+                | Self::RemoveMap { .. }
+                | Self::DeleteDevices { .. }
+                | Self::LogOut { .. }
+        )
     }
 
     /// Whether no other attachd may work on the same targets meanwhile: what it decides on
@@ -240,6 +263,7 @@ impl Step {
                 | Self::PurgeStale { .. }
                 | Self::DeleteDevices { .. }
                 | Self::LogOut { .. }
+                | Self::Release { .. }
         )
     }
 }
@@ -313,6 +337,7 @@ impl fmt::Display for Step {
                 write!(f, "flush and delete {}", List(&addressed(devices)))
             }
             Self::LogOut { targets } => write!(f, "log out of {}", List(targets)),
+            Self::Release { .. } => f.write_str("record that the sessions are not needed any more"),
             Self::DeleteAttachment { attachment } => write!(f, "delete attachment {attachment}"),
             Self::Forget { volume } => write!(f, "forget the record of volume {volume}"),
         }

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use super::{Next, Settled, attach::no_lost_reservation, phase_of, refuse, step};
 use crate::{
     attach::{AttachmentView, Observed, Phase, Record, Refusal, Reservation, Step},
-    model::{DeviceName, DeviceNumber, MultipathMap, ScsiDevice, Target},
+    model::{
+        DeviceName, DeviceNumber, MountEntry, MultipathMap, ScsiDevice, Session, Target, TargetPath,
+    },
 };
 
 pub(super) fn phases_after(next: &Next, record: Option<&Record>) -> Vec<Phase> {
@@ -23,10 +25,19 @@ pub(super) fn phases_after(next: &Next, record: Option<&Record>) -> Vec<Phase> {
 
 pub(super) fn settle(record: Option<&Record>, observed: &Observed) -> Settled {
     let Some(record) = record else { return Ok(()) };
+    if let AttachmentView::Known { info: Some(info), .. } = &observed.attachment
+        && record.paths.is_empty()
+    {
+        return step(
+            Step::RecordPaths { paths: info.paths.clone() },
+            "Cinder exports the volume to this node, and where is not recorded",
+        );
+    }
     let road = Road { record, observed };
     let disks = road.disks();
     let maps = road.maps(&disks);
     // Everything that could object is asked before the first change.
+    road.nobody_elses_disks()?;
     road.nobody_else(&disks, &maps)?;
     road.unmount(&disks, &maps)?;
     if let Some(map) = maps.first() {
@@ -43,8 +54,12 @@ pub(super) fn settle(record: Option<&Record>, observed: &Observed) -> Settled {
     if !idle.is_empty() {
         return step(
             Step::LogOut { targets: idle },
-            "attachd made these sessions, and they carry nothing",
+            "attachd logged in to these targets, and they carry nothing",
         );
+    }
+    let disown = road.left_targets();
+    if !record.released && !record.paths.is_empty() || !disown.is_empty() {
+        return step(Step::Release { disown }, "no disk of the volume is on this node any more");
     }
     match record.reservation {
         Reservation::Held(attachment) if observed.attachment != AttachmentView::Gone => {
@@ -68,13 +83,51 @@ struct Road<'a> {
 }
 
 impl<'a> Road<'a> {
+    /// Other volumes' records that stand for something on this node.
+    fn others(&self) -> impl Iterator<Item = &'a Record> {
+        self.observed.others.records.iter().filter(|other| !other.released)
+    }
+
+    /// The storage gave the address to another volume of this node meanwhile.
+    fn successor(&self, path: &TargetPath) -> Option<&'a Record> {
+        let settled = |other: &&Record| self.record.released || other.wwid.is_some();
+        self.others().filter(settled).find(|other| other.names_unit_of(path))
+    }
+
+    /// The disks of a logical unit, through whatever portal.
+    fn disks_at(&self, path: &TargetPath) -> impl Iterator<Item = &'a ScsiDevice> {
+        let host = &self.observed.host;
+        let sessions = host.sessions.iter().filter(move |found| found.iqn == path.target.iqn);
+        sessions
+            .flat_map(|session| host.devices_of(session))
+            .filter(move |disk| disk.hctl.lun == path.lun.0)
+    }
+
+    /// Disks of a volume that was taken away stand where this one is exported: once this attachment
+    /// is deleted, they would show yet another volume.
+    fn nobody_elses_disks(&self) -> Settled {
+        for path in self.record.paths.iter().filter(|_| !self.record.released) {
+            if let Some(other) = self.successor(path)
+                && self.disks_at(path).next().is_some()
+            {
+                return refuse(Refusal::AddressTaken {
+                    volume: self.record.spec.volume,
+                    by: other.spec.volume,
+                    path: path.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// The disks at this attachment's addresses.
     fn disks(&self) -> Vec<&'a ScsiDevice> {
-        let host = &self.observed.host;
         let mut disks: Vec<&ScsiDevice> = Vec::new();
-        for path in &self.record.paths {
-            for session in host.sessions.iter().filter(|session| session.is_to(&path.target)) {
-                disks.extend(host.devices_of(session).filter(|disk| disk.hctl.lun == path.lun.0));
+        for path in self.record.paths.iter().filter(|path| self.successor(path).is_none()) {
+            for disk in self.disks_at(path) {
+                if disks.iter().all(|known| known.hctl != disk.hctl) {
+                    disks.push(disk);
+                }
             }
         }
         disks
@@ -84,7 +137,10 @@ impl<'a> Road<'a> {
     fn maps(&self, disks: &[&ScsiDevice]) -> Vec<&'a MultipathMap> {
         let ours = |map: &&MultipathMap| {
             let over_disk = |disk: &&ScsiDevice| map.members.iter().any(|m| m.device == disk.name);
-            let ghost = self.record.wwid.as_ref() == Some(&map.wwid) && map.members.is_empty();
+            let anothers = || self.others().any(|other| other.wwid.as_ref() == Some(&map.wwid));
+            let ghost = self.record.wwid.as_ref() == Some(&map.wwid)
+                && map.members.is_empty()
+                && !anothers();
             disks.iter().any(over_disk) || ghost
         };
         self.observed.host.maps.iter().filter(ours).collect()
@@ -143,9 +199,16 @@ impl<'a> Road<'a> {
                 );
             }
         }
-        if let Some(path) = self.record.spec.mount_path()
-            && self.record.made_directory
-        {
+        let Some(path) = self.record.spec.mount_path() else { return Ok(()) };
+        let there = self.observed.host.mount_at(path);
+        if let Some(mount) = there.filter(|mount| self.is_lost(mount)) {
+            return step(
+                Step::Unmount { target: mount.target.clone() },
+                "the volume is mounted, and its device is lost",
+            );
+        }
+        // Under somebody else's mount the directory stays.
+        if self.record.made_directory && there.is_none() {
             return step(
                 Step::RemoveDirectory { target: path.to_owned() },
                 "attachd made the directory for the mount",
@@ -154,22 +217,57 @@ impl<'a> Road<'a> {
         Ok(())
     }
 
-    /// Targets that attachd logged in to, that carry no disk, and that no other volume's record names.
-    fn idle_targets(&self) -> Vec<Target> {
+    /// A mount of ours whose device the kernel has no more.
+    fn is_lost(&self, mount: &MountEntry) -> bool {
         let host = &self.observed.host;
-        let idle = |target: &Target| {
-            let mut sessions = host.sessions.iter().filter(|session| session.is_to(target));
-            sessions.all(|session| host.devices_of(session).next().is_none())
-        };
-        let targets: BTreeSet<Target> = self.record.targets();
+        let alive = host.devices.iter().any(|disk| disk.number == mount.number)
+            || host.maps.iter().any(|map| map.number == mount.number);
+        self.record.mounted && self.record.mount_device == Some(mount.number) && !alive
+    }
+
+    /// Targets of this record that no other one needs.
+    fn unshared_targets(&self) -> BTreeSet<Target> {
+        if self.observed.others.unreadable {
+            return BTreeSet::new();
+        }
+        let mut targets = self.record.targets();
+        for other in self.others() {
+            for path in &other.paths {
+                targets.remove(&path.target);
+            }
+        }
         targets
-            .into_iter()
-            .filter(|target| {
-                self.observed.owned_targets.contains(target)
-                    && !self.observed.shared_targets.contains(target)
-                    && idle(target)
+    }
+
+    fn sessions_to(&self, target: &Target) -> impl Iterator<Item = &'a Session> {
+        self.observed.host.sessions.iter().filter(move |session| session.is_to(target))
+    }
+
+    /// Targets that attachd logged in to, that carry no disk, and that no other record needs. Where no
+    /// session is left, there may still be a node record.
+    fn idle_targets(&self) -> Vec<Target> {
+        let mut targets = self.unshared_targets();
+        targets.retain(|target| {
+            let Some(mark) = self.observed.owned_targets.get(target) else { return false };
+            let mut sessions = self.sessions_to(target).peekable();
+            if sessions.peek().is_none() {
+                return !self.observed.attempt.logged_out.contains(target);
+            }
+            sessions.all(|session| {
+                mark.of_session(session) && self.observed.host.devices_of(session).next().is_none()
             })
-            .collect()
+        });
+        targets.into_iter().collect()
+    }
+
+    /// Targets that attachd has nothing at any more, or that somebody else has by now.
+    fn left_targets(&self) -> Vec<Target> {
+        let mut targets = self.unshared_targets();
+        targets.retain(|target| {
+            let mark = self.observed.owned_targets.get(target);
+            mark.is_some_and(|mark| !self.sessions_to(target).any(|s| mark.of_session(s)))
+        });
+        targets.into_iter().collect()
     }
 }
 

@@ -1,9 +1,15 @@
 //! What to do next, and why. Pure: no I/O, no clock, no async.
+//!
+//! ```text
+//! attach.rs   request, reservation, export     detach.rs   the road back
+//! disks.rs    sessions, disks, identity
+//! usage.rs    map, file system, mount
+//! ```
 
 mod attach;
 mod detach;
-#[cfg(test)]
-mod tests;
+mod disks;
+mod usage;
 
 use std::fmt;
 
@@ -98,10 +104,19 @@ pub fn plan(desired: &Desired, record: Option<&Record>, observed: &Observed) -> 
 fn phase_of(next: &Next) -> Option<Phase> {
     match next {
         Next::Do(step) => Some(step.phase()),
-        Next::Wait(Awaited::Sessions { .. }) => Some(Phase::LogIn),
-        Next::Wait(Awaited::Disks { .. }) => Some(Phase::Scan),
-        Next::Wait(Awaited::Map { .. }) => Some(Phase::Map),
+        Next::Wait(awaited) => Some(awaited.phase()),
         Next::Refuse(_) | Next::Done => None,
+    }
+}
+
+impl Awaited {
+    /// The station that it belongs to.
+    pub const fn phase(&self) -> Phase {
+        match self {
+            Self::Sessions { .. } => Phase::LogIn,
+            Self::Disks { .. } => Phase::Scan,
+            Self::Map { .. } => Phase::Map,
+        }
     }
 }
 

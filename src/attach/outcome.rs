@@ -1,0 +1,123 @@
+use std::path::PathBuf;
+
+use super::{Record, engine::Run};
+use crate::model::{
+    AttachSpec, AttachmentId, DeviceName, HostState, MultipathPolicy, Target, VolumeId, Wwid,
+};
+
+/// One way to an attached volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathStatus {
+    /// The target and its portal.
+    pub target: Target,
+    /// The LUN there.
+    pub lun: u64,
+    /// The disk, where there is one.
+    pub disk: Option<(String, DeviceName)>,
+    /// `active`, or why not.
+    pub state: String,
+}
+
+/// An attached volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The attachment.
+    pub attachment: AttachmentId,
+    /// The device to use.
+    pub device: PathBuf,
+    /// Its identity.
+    pub wwid: Wwid,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Where it is mounted.
+    pub mount_path: Option<PathBuf>,
+    /// Every way to it.
+    pub paths: Vec<PathStatus>,
+    /// What should be known.
+    pub warnings: Vec<String>,
+    /// Whether anything had to be done.
+    pub changed: bool,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The volume is attached.
+    Attached(Box<Attached>),
+    /// The volume is not attached to this node; whether anything had to be done.
+    Detached {
+        /// Whether there was something to detach.
+        changed: bool,
+    },
+}
+
+/// What an attached volume looks like; `None` where it isn't there.
+pub(super) fn attached(
+    spec: &AttachSpec,
+    record: &Record,
+    run: &Run<'_>,
+    host: &HostState,
+    changed: bool,
+) -> Option<Attached> {
+    let attachment = record.attachment()?;
+    let wwid = record.wwid.clone()?;
+    let paths: Vec<PathStatus> = record
+        .paths
+        .iter()
+        .map(|path| {
+            let session = host.session(&path.target);
+            let disk = session.and_then(|session| {
+                host.devices_of(session).find(|disk| disk.hctl.lun == path.lun.0)
+            });
+            let state = match (session, disk) {
+                (_, Some(disk)) if disk.state == crate::model::DeviceState::Running => {
+                    "active".to_owned()
+                }
+                (_, Some(_)) => "failing".to_owned(),
+                (Some(_), None) => "no disk".to_owned(),
+                (None, None) => match run.attempt.failed_logins.get(&path.target) {
+                    Some(why) => format!("no session: {why}"),
+                    None => "no session".to_owned(),
+                },
+            };
+            PathStatus {
+                target: path.target.clone(),
+                lun: path.lun.0,
+                disk: disk.map(|disk| (disk.hctl.to_string(), disk.name.clone())),
+                state,
+            }
+        })
+        .collect();
+    let map = host.maps.iter().find(|map| map.wwid == wwid).filter(|_| record.multipath);
+    let (device, size_bytes) = if let Some(map) = map {
+        (map.node.clone().unwrap_or_else(|| map.device.path()), map.size_bytes)
+    } else {
+        let disk = host.devices.iter().find(|disk| disk.wwid.as_ref() == Some(&wwid))?;
+        (disk.name.path(), disk.size_bytes)
+    };
+    let mut warnings = Vec::new();
+    if spec.multipath == MultipathPolicy::Auto && !record.multipath {
+        warnings.push(
+            "one path only: multipathd did not run, or was kept off the disks, when the volume was attached"
+                .to_owned(),
+        );
+    }
+    if record.multipath {
+        for path in paths.iter().filter(|path| path.state != "active") {
+            warnings.push(format!("path {} is missing: {}", path.target, path.state));
+        }
+    }
+    Some(Attached {
+        volume: spec.volume,
+        attachment,
+        device,
+        wwid,
+        size_bytes,
+        mount_path: spec.mount_path().map(ToOwned::to_owned),
+        paths,
+        warnings,
+        changed,
+    })
+}
