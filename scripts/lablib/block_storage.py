@@ -115,6 +115,16 @@ class BlockStorage:
 
         wait_until(gone, timeout=timeout, what=f"volume {volume_id} to be gone")
 
+    def reset_status(self, volume_id: str, status: str) -> None:
+        """Set a volume's status, whatever it is."""
+        body = {"os-reset_status": {"status": status, "attach_status": "detached"}}
+        self.request("POST", f"/volumes/{volume_id}/action", json.dumps(body)).json()
+
+    def force_delete_volume(self, volume_id: str, timeout: float) -> None:
+        """Delete a volume whatever its status."""
+        self.reset_status(volume_id, "available")
+        self.delete_volume(volume_id, timeout)
+
     def volumes(self) -> list[dict[str, Any]]:
         """Return all volumes."""
         return list(self.request("GET", "/volumes/detail").json()["volumes"])

@@ -27,7 +27,7 @@ def expect(holds: Any, what: str) -> None:
         raise Failure(what)
 
 
-def _find(directory: Path) -> Iterator[tuple[str, Test]]:
+def _find(directory: Path, only: Optional[str]) -> Iterator[tuple[str, Test]]:
     for path in sorted(directory.glob("test_*.py")):
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if spec is None or spec.loader is None:
@@ -36,28 +36,40 @@ def _find(directory: Path) -> Iterator[tuple[str, Test]]:
         spec.loader.exec_module(module)
         for name, test in vars(module).items():
             if name.startswith("test_") and callable(test):
-                yield name.removeprefix("test_").replace("_", " "), test
+                shown = name.removeprefix("test_").replace("_", " ")
+                if not only or only in shown or only in path.stem:
+                    yield shown, test
+
+
+def _left_behind(node: Attachd) -> list[str]:
+    """What is on the node or in Cinder, which both must be empty between two tests."""
+    attachments = [f"attachment {item['id']} in Cinder" for item in node.cinder.attachments()]
+    volumes = [f"volume {item['id']} ({item['status']}) in Cinder" for item in node.cinder.volumes()]
+    return node.leftovers() + attachments + volumes
 
 
 def _run_one(node: Attachd, test: Test) -> Optional[str]:
     try:
         test(node)
-        left = node.leftovers()
+        left = _left_behind(node)
         return None if not left else "left behind: " + ", ".join(left)
-    except (LabError, AssertionError) as error:
+    except Exception as error:  # a test's mistake must not hide the other tests
         where = traceback.extract_tb(error.__traceback__)
         lines = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in where if "tests/lab" in frame.filename]
-        return f"{error} (at {' '.join(lines)})"
+        kind = "" if isinstance(error, (LabError, AssertionError)) else f"{type(error).__name__}: "
+        return f"{kind}{error} (at {' '.join(lines)})"
 
 
 def run_all(lab: Lab, binary: Path, directory: Path, only: Optional[str]) -> Iterator[tuple[str, Optional[str]]]:
     """Run every test; give each one's name, and what is wrong or None."""
     node = Attachd(lab, "node1")
     node.install(binary)
-    if node.leftovers():
+    if _left_behind(node):
         _fresh(lab, node, binary)
-    for name, test in _find(directory):
-        if only and only not in name:
+    open_tests = _open_tests(directory)
+    for name, test in _find(directory, only):
+        if name in open_tests and not only:
+            print(f"OPEN          {name}: not run, see {directory.name}/open.txt", flush=True)
             continue
         start = time.monotonic()
         wrong = _run_one(node, test)
@@ -69,12 +81,21 @@ def run_all(lab: Lab, binary: Path, directory: Path, only: Optional[str]) -> Ite
         yield name, wrong
 
 
+def _open_tests(directory: Path) -> set[str]:
+    """The tests that nobody has seen passing yet; they run only when they are asked for by --only."""
+    listed = directory / "open.txt"
+    lines = listed.read_text().splitlines() if listed.exists() else []
+    return {line.strip() for line in lines if line.strip() and not line.startswith("#")}
+
+
 def _fresh(lab: Lab, node: Attachd, binary: Path) -> None:
-    """A node as new: its power is cut, its disk made anew, and Cinder's attachments are freed."""
+    """A node as new: its power is cut, its disk made anew, and what Cinder holds is deleted."""
     record = lab.node(node.name)
     guest.halt(lab, record, power_cut=True)
     (lab.node_dir(node.name) / "disk.img").unlink(missing_ok=True)
     lifecycle.reboot(lab, record, hard=True)
     for attachment in node.cinder.attachments():
         node.cinder.request("DELETE", f"/attachments/{attachment['id']}")
+    for volume in node.cinder.volumes():
+        node.cinder.force_delete_volume(volume["id"], 120)
     node.install(binary)

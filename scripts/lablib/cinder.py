@@ -6,6 +6,7 @@ import configparser
 import os
 import shutil
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 from lablib import target
@@ -94,38 +95,44 @@ def client(settings: Settings) -> BlockStorage:
     return BlockStorage(f"http://127.0.0.1:{settings.cinder_port}", PROJECT_ID)
 
 
-def _write_config(lab: Lab, settings: Settings, venv: Path) -> Path:
-    directory = lab.cinder_dir
+def configuration(
+    installed: str, state: str, listen: tuple[str, int], backends: Mapping[str, Mapping[str, str]], default_type: str
+) -> configparser.ConfigParser:
+    """Return a configuration; `installed` is where the environment's etc/cinder is, `state` a directory to write to."""
     config = configparser.ConfigParser(interpolation=None)
     config["DEFAULT"] = {
         "auth_strategy": "noauth",
         "transport_url": "fake:/",
-        "api_paste_config": f"{venv}/etc/cinder/api-paste.ini",
-        "resource_query_filters_file": f"{venv}/etc/cinder/resource_filters.json",
-        "rootwrap_config": f"{venv}/etc/cinder/rootwrap.conf",
-        "state_path": str(directory),
+        "api_paste_config": f"{installed}/api-paste.ini",
+        "resource_query_filters_file": f"{installed}/resource_filters.json",
+        "rootwrap_config": f"{installed}/rootwrap.conf",
+        "state_path": state,
         "my_ip": "127.0.0.1",
         "host": "lab",
-        "osapi_volume_listen": "127.0.0.1",
-        "osapi_volume_listen_port": str(settings.cinder_port),
+        "osapi_volume_listen": listen[0],
+        "osapi_volume_listen_port": str(listen[1]),
         "osapi_volume_workers": "1",
-        "enabled_backends": ",".join(backends(settings)),
-        "default_volume_type": DEFAULT_TYPE,
+        "enabled_backends": ",".join(backends),
+        "default_volume_type": default_type,
         # The services of one process share a heartbeat: a late one must not count as a dead service.
         "service_down_time": "315360000",
     }
-    config["database"] = {"connection": f"sqlite:///{directory}/cinder.sqlite"}
-    config["oslo_concurrency"] = {"lock_path": f"{directory}/locks"}
-    config["coordination"] = {"backend_url": f"file://{directory}/coordination"}
-    for name, options in backends(settings).items():
-        config[name] = {
-            "volume_backend_name": name,
-            # The driver puts "/dev/" before it.
-            "volume_group": os.path.relpath(directory / "volumes", "/dev"),
-            "volumes_dir": str(volumes_dir(lab)),
-            "volume_clear": "none",
-            **options,
-        }
+    config["database"] = {"connection": f"sqlite:///{state}/cinder.sqlite"}
+    config["oslo_concurrency"] = {"lock_path": f"{state}/locks"}
+    config["coordination"] = {"backend_url": f"file://{state}/coordination"}
+    for name, options in backends.items():
+        config[name] = {"volume_backend_name": name, "volume_clear": "none", **options}
+    return config
+
+
+def _write_config(lab: Lab, settings: Settings, venv: Path) -> Path:
+    directory = lab.cinder_dir
+    volumes = {
+        "volume_group": os.path.relpath(directory / "volumes", "/dev"),  # the driver puts "/dev/" before it
+        "volumes_dir": str(volumes_dir(lab)),
+    }
+    config = configuration(f"{venv}/etc/cinder", str(directory), ("127.0.0.1", settings.cinder_port),
+                           {name: {**volumes, **options} for name, options in backends(settings).items()}, DEFAULT_TYPE)
     path = directory / "cinder.conf"
     with open(path, "w") as file:
         config.write(file)

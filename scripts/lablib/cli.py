@@ -12,19 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable
 
-from lablib import cinder, guest, lifecycle, paths
-from lablib.block_storage import MICROVERSION
+from lablib import cinder, guest, lifecycle, networks, paths, storage
+from lablib.block_storage import MICROVERSION, BlockStorage
 from lablib.commands import tail
 from lablib.errors import LabError
 from lablib.report import say
-from lablib.state import Lab
+from lablib.state import STORAGE, Lab, Storage
 
 _Work = Callable[[Lab, argparse.Namespace], int]
 _SECRETS = re.compile(r'("(?:auth_password|discovery_auth_password|secret)"\s*:\s*)"[^"]*"')
 
 
 def _up(lab: Lab, args: argparse.Namespace) -> int:
-    lifecycle.up(lab, lifecycle.Wishes(args.nodes, args.fast_failover, args.find_multipaths))
+    lifecycle.up(lab, lifecycle.Wishes(args.nodes, args.fast_failover, args.find_multipaths, args.storage_guest))
     return _status(lab, args)
 
 
@@ -41,16 +41,23 @@ def _print_status(status: dict[str, Any]) -> None:
     def pid(of: dict[str, Any]) -> str:
         return "not running" if of["pid"] is None else f"pid {of['pid']}"
 
+    def access(api: dict[str, Any]) -> None:
+        print(f"           {api['endpoint']} (in a node: {api['endpoint_in_guest']})")
+        print(f"           project {api['project_id']}, token {api['token']}")
+        print(f"           volume types: {' '.join(api['volume_types'])}")
+
     if not status["up"]:
         print(f"lab {status['name']}: down")
         return
     api, target = status["cinder"], status["target"]
     print(f"lab {status['name']} ({status['accelerator']}), files in {status['state_dir']}")
     print(f"  cinder   {pid(api)}{', paused' if api['paused'] else ''}")
-    print(f"           {api['endpoint']} (in a node: {api['endpoint_in_guest']})")
-    print(f"           project {api['project_id']}, token {api['token']}")
-    print(f"           volume types: {' '.join(api['volume_types'])}")
+    access(api)
     print(f"  target   {pid(target)}, portals in a node: {' '.join(target['portals'])}")
+    if status["storage"]:
+        print(f"  storage  {pid(status['storage'])}, ssh port {status['storage']['ssh_port']}; its Cinder:")
+        access(status["storage"]["cinder"])
+        print(f"           portals in a node: {' '.join(status['storage']['target']['portals'])}")
     for name, node in status["nodes"].items():
         print(f"  {name:8} {pid(node)}, {node['address']}, {node['iqn']}, ssh port {node['ssh_port']}")
 
@@ -64,11 +71,11 @@ def _exec(lab: Lab, args: argparse.Namespace) -> int:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         raise LabError("which command? scripts/lab exec NODE -- COMMAND...")
-    return guest.execute(lab, lab.node(args.node), command, timeout=args.timeout, stdin=sys.stdin.fileno())
+    return guest.execute(lab, lab.guest(args.node), command, timeout=args.timeout, stdin=sys.stdin.fileno())
 
 
 def _cp(lab: Lab, args: argparse.Namespace) -> int:
-    nodes = lab.settings().nodes
+    nodes = lab.guests()
     source_node, _, source = args.source.partition(":")
     target_node, _, target = args.destination.partition(":")
     if target_node in nodes and target and source_node not in nodes:
@@ -76,7 +83,7 @@ def _cp(lab: Lab, args: argparse.Namespace) -> int:
     elif source_node in nodes and source and target_node not in nodes:
         guest.copy_out(lab, nodes[source_node], source, Path(args.destination))
     else:
-        raise LabError(f"exactly one of the two must be NODE:PATH; the nodes are: {' '.join(nodes)}")
+        raise LabError(f"exactly one of the two must be NODE:PATH; the guests are: {' '.join(nodes)}")
     return 0
 
 
@@ -91,32 +98,55 @@ def _restore(lab: Lab, args: argparse.Namespace) -> int:
 
 
 def _reboot(lab: Lab, args: argparse.Namespace) -> int:
-    lifecycle.reboot(lab, lab.node(args.node), hard=args.hard)
+    lifecycle.reboot(lab, lab.guest(args.node), hard=args.hard)
     return 0
 
 
+def _storage(lab: Lab) -> Storage:
+    record = lab.settings().storage
+    if record is None:
+        raise LabError("this lab has no storage guest; start it with: scripts/lab up --storage-guest")
+    return record
+
+
+def _client(lab: Lab, args: argparse.Namespace) -> BlockStorage:
+    return storage.client(_storage(lab)) if args.cinder == STORAGE else cinder.client(lab.settings())
+
+
 def _cinder_stop(lab: Lab, args: argparse.Namespace) -> int:
-    say("Cinder stopped" if cinder.stop(lab) else "Cinder was not running")
+    if args.cinder == STORAGE:
+        storage.control(lab, _storage(lab), "stop")
+    else:
+        say("Cinder stopped" if cinder.stop(lab) else "Cinder was not running")
     return 0
 
 
 def _cinder_start(lab: Lab, args: argparse.Namespace) -> int:
-    cinder.start(lab, lab.settings())
+    if args.cinder == STORAGE:
+        storage.start_cinder(lab, _storage(lab))
+    else:
+        cinder.start(lab, lab.settings())
     return 0
 
 
 def _cinder_pause(lab: Lab, args: argparse.Namespace) -> int:
-    cinder.pause(lab, True)
+    if args.cinder == STORAGE:
+        storage.control(lab, _storage(lab), "pause")
+    else:
+        cinder.pause(lab, True)
     return 0
 
 
 def _cinder_resume(lab: Lab, args: argparse.Namespace) -> int:
-    cinder.pause(lab, False)
+    if args.cinder == STORAGE:
+        storage.control(lab, _storage(lab), "resume")
+    else:
+        cinder.pause(lab, False)
     return 0
 
 
 def _request(lab: Lab, args: argparse.Namespace) -> int:
-    answer = cinder.client(lab.settings()).request(
+    answer = _client(lab, args).request(
         args.method, args.path, args.body, microversion=args.microversion, timeout=args.timeout)
     print(f"HTTP {answer.status}", file=sys.stderr)
     if answer.body:
@@ -125,7 +155,7 @@ def _request(lab: Lab, args: argparse.Namespace) -> int:
 
 
 def _volume_create(lab: Lab, args: argparse.Namespace) -> int:
-    api = cinder.client(lab.settings())
+    api = _client(lab, args)
     volume = api.create_volume(args.size, args.type, args.volume_name)
     print(volume, flush=True)
     if args.wait:
@@ -134,18 +164,18 @@ def _volume_create(lab: Lab, args: argparse.Namespace) -> int:
 
 
 def _volume_delete(lab: Lab, args: argparse.Namespace) -> int:
-    cinder.client(lab.settings()).delete_volume(args.id, args.timeout)
+    _client(lab, args).delete_volume(args.id, args.timeout)
     return 0
 
 
 def _volume_list(lab: Lab, args: argparse.Namespace) -> int:
-    for volume in cinder.client(lab.settings()).volumes():
+    for volume in _client(lab, args).volumes():
         print(volume["id"], volume["status"], f"{volume['size']}G", volume["volume_type"], volume["name"] or "-")
     return 0
 
 
 def _attachments(lab: Lab, args: argparse.Namespace) -> int:
-    for item in cinder.client(lab.settings()).attachments():
+    for item in _client(lab, args).attachments():
         print(item["id"], item["status"], "volume", item["volume_id"], "instance", item["instance"] or "-")
     return 0
 
@@ -179,10 +209,13 @@ def _parser() -> argparse.ArgumentParser:
                              help="time limit (default: %(default)s)")
 
     up = add("up", _up, "start the lab; what runs already stays, what is missing is built or installed")
-    up.add_argument("--nodes", type=int, default=1, metavar="N", choices=range(1, 9), help="how many nodes, 1 to 8 (default: 1)")
+    up.add_argument("--nodes", type=int, default=1, metavar="N", choices=range(1, networks.MAX_NODES + 1),
+                    help=f"how many nodes, 1 to {networks.MAX_NODES} (default: 1)")
     up.add_argument("--fast-failover", action="store_true", help="new nodes give a dead path up after 3 s, not 15 s")
     up.add_argument("--find-multipaths", choices=["strict", "yes", "no", "greedy", "smart"],
                     help="multipath's setting in new nodes (default: Debian's)")
+    up.add_argument("--storage-guest", action="store_true", help=(
+        "add the guest `storage`: a second Cinder, real LVM and the kernel's LIO target on two networks of its own"))
     up.add_argument("--json", action="store_true", help="print the status as JSON")
     status = add("status", _status, "show what runs and how to reach it; exit code 3 if the lab is down")
     status.add_argument("--json", action="store_true", help="print JSON")
@@ -200,20 +233,27 @@ def _parser() -> argparse.ArgumentParser:
     reboot.add_argument("node", metavar="NODE")
     reboot.add_argument("--hard", action="store_true", help="cut its power; without this it is shut down in order")
 
-    cut = add("cut-path", _cut, "cut a node's network path 1 or 2 to its storage")
-    cut.add_argument("--how", choices=["drop", "link"], default="drop",
-                     help="lose the iSCSI packets both ways, or take the link down (path 2 only)")
+    cut = add("cut-path", _cut, "cut a node's network path 1 or 2 to its storage, that of the storage guest too")
+    cut.add_argument("--how", choices=["drop", "link"], default="drop", help=(
+        "lose the iSCSI packets both ways, or take the links down (not eth0, which carries ssh and the API too, "
+        "so path 1 to this machine's target stays)"))
     restore = add("restore-path", _restore, "heal a path, however it was cut")
     for command in (cut, restore):
         command.add_argument("node", metavar="NODE")
         command.add_argument("path", type=int, choices=[1, 2])
 
+    def asking(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        command.add_argument("--cinder", choices=["host", STORAGE], default="host",
+                             help="which one: this machine's (the default), or that of the storage guest")
+        return command
+
     control = group("cinder", "control Cinder, or ask it something")
-    add("stop", _cinder_stop, "stop Cinder; volumes and targets stay", control)
-    add("start", _cinder_start, "start Cinder and wait until it is ready", control)
-    add("pause", _cinder_pause, "freeze Cinder: it accepts connections and answers nothing", control)
-    add("resume", _cinder_resume, "let a frozen Cinder go on", control)
-    request = add("request", _request, "send a request; the body goes to standard output, the status to standard error", control)
+    asking(add("stop", _cinder_stop, "stop Cinder; volumes and targets stay", control))
+    asking(add("start", _cinder_start, "start Cinder and wait until it is ready", control))
+    asking(add("pause", _cinder_pause, "freeze Cinder: it accepts connections and answers nothing", control))
+    asking(add("resume", _cinder_resume, "let a frozen Cinder go on", control))
+    request = asking(add("request", _request,
+                         "send a request; the body goes to standard output, the status to standard error", control))
     limited(request, 60)
     request.add_argument("--microversion", default=MICROVERSION, help="default: %(default)s")
     request.add_argument("--show-secrets", action="store_true", help="print passwords too")
@@ -222,20 +262,20 @@ def _parser() -> argparse.ArgumentParser:
     request.add_argument("body", nargs="?", metavar="JSON")
 
     volume = group("volume", "create, delete or list volumes")
-    create = add("create", _volume_create, "create a volume and print its id", volume)
+    create = asking(add("create", _volume_create, "create a volume and print its id", volume))
     create.add_argument("--size", type=int, default=1, metavar="GIB", help="default: 1")
     create.add_argument("--type", help="volume type; `scripts/lab status` names them")
     create.add_argument("--name", dest="volume_name", help="the volume's name")
     create.add_argument("--wait", action="store_true", help="wait until it is available")
-    delete = add("delete", _volume_delete, "delete a volume and wait until it is gone", volume)
+    delete = asking(add("delete", _volume_delete, "delete a volume and wait until it is gone", volume))
     delete.add_argument("id", metavar="ID")
     for command in (create, delete):
         limited(command, 120)
-    add("list", _volume_list, "list all volumes", volume)
-    add("attachments", _attachments, "list all attachments")
+    asking(add("list", _volume_list, "list all volumes", volume))
+    asking(add("attachments", _attachments, "list all attachments"))
 
     logs = add("logs", _logs, "show the ends of the logs")
-    logs.add_argument("which", nargs="?", metavar="NAME", help="only those whose name begins so: cinder, tgtd, node1")
+    logs.add_argument("which", nargs="?", metavar="NAME", help="only those whose name begins so: cinder, tgtd, node1, storage")
     logs.add_argument("-n", "--lines", type=int, default=40)
     return parser
 

@@ -1,19 +1,22 @@
-"""Guest nodes: a virtual machine each, with a small disk that survives a reboot, reached by ssh."""
+"""Guests: a virtual machine each, with a small disk that survives a reboot, reached by ssh."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lablib.accelerator import machine
 from lablib.commands import run, wait_until
 from lablib.errors import LabError
 from lablib.image import Image
+from lablib.networks import HOST_NETWORKS, STORAGE_NETWORKS, Card, to_host, to_storage
+from lablib.processes import Process
 from lablib.report import say
 from lablib.state import PROJECT_DIR, Lab, Node, Settings
 
@@ -32,6 +35,32 @@ defaults {
 """
 
 
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """What differs from guest to guest."""
+
+    cards: list[Card]
+    memory: int = 1024  # MiB
+    drives: Sequence[str] = ()  # QEMU's options of further disks: /dev/vdc and on
+    files: Mapping[str, Path] = dataclasses.field(default_factory=dict)  # path on a new disk -> content
+    kernel_arguments: str = ""
+
+
+def node_hardware(lab: Lab, settings: Settings, node: Node) -> Hardware:
+    """Return the hardware of a node."""
+    cards = [to_host(network, node, {node.ssh_port: 22} if path == 1 else {}) for path, network in HOST_NETWORKS.items()]
+    if settings.storage:
+        cards += [to_storage(lab, network, node) for network in STORAGE_NETWORKS.values()]
+    return Hardware(cards)
+
+
+def on_storage_networks(lab: Lab, node: Node) -> bool:
+    """Tell whether a node runs with the cards that lead to the storage guest."""
+    process = lab.processes.find(process_name(node))
+    return process is not None and all(part in process.argv for network in STORAGE_NETWORKS.values()
+                                       for part in to_storage(lab, network, node).netdevs)
+
+
 def process_name(node: Node) -> str:
     """Return the name under which a node's QEMU is recorded."""
     return f"node-{node.name}"
@@ -40,6 +69,11 @@ def process_name(node: Node) -> str:
 def console_log(lab: Lab, node: Node) -> Path:
     """Return the file with the node's kernel messages and those of its init."""
     return lab.logs / f"{node.name}.console.log"
+
+
+def qemu_log(lab: Lab, node: Node) -> Path:
+    """Return the file with what the node's QEMU says."""
+    return lab.logs / f"{node.name}.qemu.log"
 
 
 def make_ssh_keys(lab: Lab) -> None:
@@ -74,8 +108,8 @@ def _iscsid_conf(node: Node) -> str:
     )
 
 
-def _make_disk(lab: Lab, node: Node) -> Path:
-    """Return the node's disk; a new one holds its identity and its configuration."""
+def _make_disk(lab: Lab, node: Node, files: Mapping[str, Path]) -> Path:
+    """Return the guest's disk; a new one holds its identity and its configuration."""
     disk = lab.node_dir(node.name) / "disk.img"
     if disk.exists():
         return disk
@@ -93,6 +127,9 @@ def _make_disk(lab: Lab, node: Node) -> Path:
                 f"defaults {{\n    find_multipaths {node.find_multipaths}\n}}\n")
         shutil.copy2(lab.ssh_dir / "host_key", tree / "ssh/host_key")
         shutil.copy2(lab.ssh_dir / "user_key.pub", tree / "ssh/authorized_keys")
+        for path, content in files.items():
+            (tree / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(content, tree / path)
         unfinished = disk.with_suffix(".tmp")
         with open(unfinished, "wb") as file:
             file.truncate(_DISK_SIZE)
@@ -101,37 +138,40 @@ def _make_disk(lab: Lab, node: Node) -> Path:
     return disk
 
 
-def _qemu(lab: Lab, settings: Settings, node: Node, image: Image, disk: Path) -> list[str]:
-    arguments = f"console=ttyS0 loglevel=4 panic=-1 net.ifnames=0 mitigations=off lab.node={node.name} lab.address={node.address}"
+def _qemu(lab: Lab, settings: Settings, node: Node, image: Image, disk: Path, hardware: Hardware) -> list[str]:
+    networks = ",".join(str(card.network) for card in hardware.cards)
+    arguments = (f"console=ttyS0 loglevel=4 panic=-1 net.ifnames=0 mitigations=off lab.node={node.name} "
+                 f"lab.address={node.address} lab.networks={networks} {hardware.kernel_arguments}")
     command = [
         shutil.which("qemu-system-x86_64") or "qemu-system-x86_64",
         "-name", f"attachd-lab-{lab.name}-{node.name}", *machine(settings.accelerator),
-        "-m", "1024", "-smp", "2", "-serial", f"file:{console_log(lab, node)}",
-        "-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", arguments,
-        "-drive", f"if=none,id=root,file={image.root},format=raw,readonly=on", "-device", "virtio-blk-pci,drive=root",
-        "-drive", f"if=none,id=persist,file={disk},format=raw", "-device", "virtio-blk-pci,drive=persist",
+        "-m", str(hardware.memory), "-smp", "2", "-serial", f"file:{console_log(lab, node)}",
+        "-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", arguments.strip(),
         "-fsdev", f"local,id=lab,path={lab.share},security_model=none", "-device", "virtio-9p-pci,fsdev=lab,mount_tag=lab",
         "-fsdev", f"local,id=project,path={PROJECT_DIR},security_model=none,readonly=on,multidevs=remap",
         "-device", "virtio-9p-pci,fsdev=project,mount_tag=project",
         "-object", "rng-random,id=random,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=random",
     ]
-    for path, network in ((1, 2), (2, 3)):
-        user = f"user,id=path{path},net=10.0.{network}.0/24,ipv6-prefix=fd00:{network}::,ipv6-host=fd00:{network}::2"
-        if path == 1:
-            user += f",hostfwd=tcp:127.0.0.1:{node.ssh_port}-10.0.2.{node.address}:22"
-        command += ["-netdev", user, "-device",
-                    f"virtio-net-pci,netdev=path{path},romfile=,mac=52:54:00:00:{network:02x}:{node.address:02x}"]
+    drives = [f"file={image.root},format=raw,readonly=on", f"file={disk},format=raw", *hardware.drives]
+    for number, drive in enumerate(drives):
+        command += ["-drive", f"if=none,id=disk{number},{drive}", "-device", f"virtio-blk-pci,drive=disk{number}"]
+    for card in hardware.cards:
+        command += card.arguments(node.address)
     return command
 
 
-def boot(lab: Lab, settings: Settings, node: Node, image: Image) -> None:
-    """Start a node and wait until its daemons run and ssh answers."""
-    disk = _make_disk(lab, node)
+def launch(lab: Lab, settings: Settings, node: Node, image: Image, hardware: Hardware) -> Process:
+    """Start a guest's virtual machine."""
+    disk = _make_disk(lab, node, hardware.files)
     console = console_log(lab, node)
     if console.exists():
         console.replace(console.with_suffix(".previous.log"))
-    log = lab.logs / f"{node.name}.qemu.log"
-    process = lab.processes.start(process_name(node), _qemu(lab, settings, node, image, disk), log=log)
+    return lab.processes.start(process_name(node), _qemu(lab, settings, node, image, disk, hardware), log=qemu_log(lab, node))
+
+
+def wait_until_up(lab: Lab, node: Node, process: Process) -> None:
+    """Wait until a guest's daemons run and ssh answers."""
+    console, log = console_log(lab, node), qemu_log(lab, node)
 
     def ready() -> bool:
         if not process.alive():
@@ -139,8 +179,12 @@ def boot(lab: Lab, settings: Settings, node: Node, image: Image) -> None:
         return console.exists() and " READY" in console.read_text(errors="replace")
 
     wait_until(ready, timeout=_BOOT_TIMEOUT, what=f"{node.name} to boot; see {console}")
-    if execute(lab, node, ["true"], timeout=60) != 0:
-        raise LabError(f"{node.name} has booted but ssh doesn't work; see {console}")
+    wait_until(lambda: execute(lab, node, ["true"], timeout=60) == 0, timeout=60, what=f"ssh in {node.name}; see {console}")
+
+
+def boot(lab: Lab, settings: Settings, node: Node, image: Image) -> None:
+    """Start a node and wait until it is up."""
+    wait_until_up(lab, node, launch(lab, settings, node, image, node_hardware(lab, settings, node)))
 
 
 def _ssh(lab: Lab, node: Node) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a node boots: a kernel, a small initramfs and a read-only root, made from Debian's packages.
+"""What a guest boots: a kernel, a small initramfs and a read-only root, made from Debian's packages.
 
 The packages are unpacked, not configured: no maintainer script runs. What those would have done, as
 far as a node needs it, is in `_finish_root`.
@@ -17,6 +17,7 @@ from lablib.commands import run
 from lablib.errors import LabError
 
 SUITE = "bookworm"
+PYTHON = "python3.11"  # what the suite has
 _GUEST_FILES = Path(__file__).parent / "guest"
 
 _PACKAGES = """
@@ -158,8 +159,10 @@ def _finish_root(root: Path, release: str) -> None:
     run(["chroot", root, "/sbin/depmod", release], timeout=120)
     shutil.rmtree(root / "boot")
 
+    for name in ("lab", "project", "persist", "mnt", "usr/local/bin", "usr/local/sbin", "etc/multipath", "etc/target",
+                 "opt/cinder", "var/lib/attachd", "var/lib/iscsi"):
+        (root / name).mkdir(parents=True, exist_ok=True)
     shutil.copy2(_GUEST_FILES / "init", root / "lab-init")
     (root / "lab-init").chmod(0o755)
-    for name in ("lab", "project", "persist", "mnt", "usr/local/bin", "usr/local/sbin", "etc/multipath", "etc/target",
-                 "var/lib/attachd", "var/lib/iscsi"):
-        (root / name).mkdir(parents=True, exist_ok=True)
+    shutil.copy2(_GUEST_FILES / "lab-cinder", root / "usr/local/sbin/lab-cinder")
+    (root / "usr/local/sbin/lab-cinder").chmod(0o755)

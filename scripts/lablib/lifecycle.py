@@ -6,18 +6,20 @@ import dataclasses
 import os
 import shutil
 import time
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Callable
 
-from lablib import cinder, guest, target
+from lablib import cinder, guest, storage, target
 from lablib.accelerator import accelerator
 from lablib.cache import locked
 from lablib.commands import tail
 from lablib.errors import LabError
 from lablib.image import Image, image
 from lablib.packages import ensure_packages
+from lablib.processes import Process
 from lablib.report import say
-from lablib.state import PROJECT_ID, Lab, Node, Settings, free_port, has_ipv6_loopback
+from lablib.state import PROJECT_ID, STORAGE, Lab, Node, Settings, Storage, free_port, has_ipv6_loopback
 
 _LOCK_TIMEOUT = 3600.0
 
@@ -29,6 +31,7 @@ class Wishes:
     nodes: int
     fast_failover: bool
     find_multipaths: str | None
+    storage_guest: bool = False
 
 
 class _Timing:
@@ -81,9 +84,16 @@ def _start(lab: Lab, wishes: Wishes, timing: _Timing) -> None:
         programs = pool.submit(lambda: (cinder.database(cinder.install()), target.install()))
         settings = _settle(lab, wishes, images)
         work: list[Future[Any]] = [pool.submit(_start_storage, lab, settings, programs, timing)]
+        begun = settings.storage if settings.storage and not storage.runs(lab, settings.storage) else None
+        if begun:
+            programs.result()
+            process = storage.launch(lab, settings, begun, images.result())
+            work.append(pool.submit(_wait_for_storage_guest, lab, begun, process, timing))
         for node in settings.nodes.values():
             if not lab.processes.find(guest.process_name(node)):
                 work.append(pool.submit(_boot, lab, settings, node, images.result(), timing))
+            elif settings.storage and (begun or not guest.on_storage_networks(lab, node)):
+                say(f"{node.name} was started before the storage guest; join them with: scripts/lab reboot {node.name}")
         for part in work:
             part.result()
 
@@ -106,6 +116,11 @@ def _settle(lab: Lab, wishes: Wishes, images: Future[Image]) -> Settings:
         if not lab.processes.find(guest.process_name(node)):
             node.ssh_port = free_port(taken)
         taken.append(node.ssh_port)
+    if settings.storage:
+        taken += [settings.storage.ssh_port, settings.storage.cinder_port]
+    elif wishes.storage_guest:
+        ssh_port = free_port(taken)
+        settings.storage = Storage(ssh_port, free_port([*taken, ssh_port]))
     lab.save(settings)
     return settings
 
@@ -119,12 +134,18 @@ def _start_storage(lab: Lab, settings: Settings, programs: Future[Any], timing: 
         timing.run("Cinder", lambda: cinder.start(lab, settings))
 
 
+def _wait_for_storage_guest(lab: Lab, record: Storage, process: Process, timing: _Timing) -> None:
+    timing.run("storage guest with its Cinder", lambda: storage.wait_until_ready(lab, record, process))
+
+
 def _boot(lab: Lab, settings: Settings, node: Node, booted: Image, timing: _Timing) -> None:
     timing.run(node.name, lambda: guest.boot(lab, settings, node, booted))
 
 
 def reboot(lab: Lab, node: Node, *, hard: bool) -> None:
     """Boot a node again, after an orderly shutdown or after its power was cut."""
+    if node.name == STORAGE:
+        raise LabError("the storage guest's end is the end of the nodes' networks; restart its Cinder, or the lab")
     with locked(lab.lock_file, f"lab {lab.name}", _LOCK_TIMEOUT):
         timing = _Timing()
         guest.halt(lab, node, power_cut=hard)
@@ -134,8 +155,7 @@ def reboot(lab: Lab, node: Node, *, hard: bool) -> None:
 def down(lab: Lab) -> None:
     """End the lab's processes and remove its directory; the cache stays."""
     with locked(lab.lock_file, f"lab {lab.name}", _LOCK_TIMEOUT):
-        settings = lab.load()
-        for node in settings.nodes.values() if settings else []:
+        for node in lab.guests().values() if lab.load() else []:
             guest.disconnect(lab, node)
         running = lab.processes.running()
         for name in running:
@@ -183,18 +203,35 @@ def status(lab: Lab) -> dict[str, Any]:
         "cinder": {
             "pid": api.pid if api else None,
             "paused": api.paused() if api else False,
-            "endpoint": f"http://127.0.0.1:{settings.cinder_port}/v3",
-            "endpoint_in_guest": f"http://10.0.2.2:{settings.cinder_port}/v3",
-            "project_id": PROJECT_ID,
-            "token": f"admin:{PROJECT_ID}",
-            "volume_types": sorted(cinder.volume_types(settings)),
+            **_cinder_access(settings.cinder_port, cinder.volume_types(settings)),
         },
         "target": {
             "pid": tgtd.pid if tgtd else None,
             "port": settings.iscsi_port,
             "portals": [f"10.0.2.2:{settings.iscsi_port}", f"10.0.3.2:{settings.iscsi_port}"],
         },
+        "storage": _storage_status(settings.storage, running) if settings.storage else None,
         "nodes": nodes,
+    }
+
+
+def _cinder_access(port: int, types: Iterable[str]) -> dict[str, Any]:
+    return {
+        "endpoint": f"http://127.0.0.1:{port}/v3",
+        "endpoint_in_guest": f"http://10.0.2.2:{port}/v3",
+        "project_id": PROJECT_ID,
+        "token": f"admin:{PROJECT_ID}",
+        "volume_types": sorted(types),
+    }
+
+
+def _storage_status(record: Storage, running: Mapping[str, Process]) -> dict[str, Any]:
+    machine = running.get(guest.process_name(record.guest))
+    return {
+        "pid": machine.pid if machine else None,
+        "ssh_port": record.ssh_port,
+        "cinder": _cinder_access(record.cinder_port, storage.volume_types()),
+        "target": {"portals": [f"{address}:{storage.TARGET_PORT}" for address in storage.portals(record)]},
     }
 
 

@@ -2,21 +2,66 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shlex
+import signal
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-from lablib import guest
+from lablib import guest, storage
 from lablib.block_storage import BlockStorage
 from lablib.commands import wait_until
 from lablib.errors import LabError
 from lablib.state import PROJECT_ID, Lab
 
 BINARY = "/usr/local/bin/attachd"
+
+# Makes attachd log every request, process and step, for `Result.events`.
+DEBUG = {"ATTACHD_LOG": "attachd=debug", "ATTACHD_LOG_JSON": "true"}
+
+# Runs a program and sends it a signal: `seconds` after the `lines`th line of its standard error, or
+# after a program named `program` runs. Prints what came of it.
+_SIGNALLED = r"""
+import glob, json, signal, subprocess, sys, threading, time
+number, lines, program, seconds, argv = json.loads(sys.argv[1])
+child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+out = []
+reader = threading.Thread(target=lambda: out.append(child.stdout.read()))
+reader.start()
+said = []
+def strike():
+    time.sleep(seconds)
+    if child.poll() is None:
+        child.send_signal(number)
+def seen():
+    for name in glob.glob("/proc/[0-9]*/comm"):
+        try:
+            if open(name).read().strip() == program:
+                return True
+        except OSError:
+            pass
+    return False
+if program:
+    def watch():
+        while child.poll() is None:
+            if seen():
+                strike()
+                return
+    threading.Thread(target=watch).start()
+elif lines == 0:
+    threading.Thread(target=strike).start()
+for line in child.stderr:
+    said.append(line)
+    if len(said) == lines and not program:
+        strike()
+code = child.wait()
+reader.join()
+print(json.dumps({"code": code, "stdout": out[0], "stderr": "".join(said)}))
+"""
 
 # Everything that an attach makes on a node, a line each. Nothing but this may decide that nothing is left.
 _LEFTOVERS = r"""
@@ -44,6 +89,19 @@ class Result:
     stderr: str
     seconds: float
 
+    def events(self) -> list[dict[str, Any]]:
+        """What attachd logged, where it ran with ``DEBUG``: one object for each event."""
+        return [json.loads(line)["fields"] for line in self.stderr.splitlines() if line.startswith('{"timestamp"')]
+
+    def cinder_calls(self) -> list[str]:
+        """The methods and paths (below the project) of attachd's requests to Cinder, in their order."""
+        events = [event for event in self.events() if event.get("message") in ("Cinder answered", "no answer of Cinder")]
+        return [f"{event['method']} {event['path'].partition(PROJECT_ID)[2]}" for event in events]
+
+    def programs(self) -> list[str]:
+        """The command lines that attachd ran."""
+        return [event["command"] for event in self.events() if event.get("message") == "ran"]
+
     def json(self) -> Any:
         """Decode the output; raise LabError where it is no JSON."""
         try:
@@ -56,18 +114,34 @@ class Attachd:
     """attachd on one node, talking to the lab's Cinder."""
 
     def __init__(self, lab: Lab, node_name: str) -> None:
-        self._lab = lab
-        self._node = lab.node(node_name)
+        self.lab = lab
+        self.record = lab.node(node_name)
         settings = lab.settings()
         self.name = node_name
-        self.iqn = self._node.iqn
+        self.is_release = False
+        self.iqn = self.record.iqn
+        self.cinder_port = settings.cinder_port
         self.endpoint = f"http://10.0.2.2:{settings.cinder_port}/v3"
         self.project = PROJECT_ID
         self.cinder = BlockStorage(f"http://127.0.0.1:{settings.cinder_port}", PROJECT_ID)
 
+    def on_storage_guest(self) -> Attachd:
+        """The same node, talking to the storage guest's Cinder."""
+        guest_cinder = self.lab.settings().storage
+        if guest_cinder is None:
+            raise LabError("the lab has no storage guest; start it with: scripts/lab up --storage-guest")
+        other = copy.copy(self)
+        other.cinder_port = guest_cinder.cinder_port
+        other.endpoint = f"http://10.0.2.2:{guest_cinder.cinder_port}/v3"
+        other.cinder = storage.client(guest_cinder)
+        return other
+
     def install(self, binary: Path) -> None:
         """Copy the binary into the node (again after a reboot)."""
-        guest.copy_in(self._lab, self._node, binary, BINARY)
+        self.is_release = "release" in binary.resolve().parts
+        guest.copy_in(self.lab, self.record, binary, f"{BINARY}.new")
+        # In one step: the old one may be running.
+        self.shell(f"mv -f {BINARY}.new {BINARY}")
 
     def environment(self, **more: str) -> list[str]:
         """The command prefix that points attachd at this lab's Cinder."""
@@ -79,10 +153,22 @@ class Attachd:
         argv = [*self.environment(**environment), BINARY, *arguments]
         return self.execute(argv, timeout=timeout, echo=echo)
 
+    def signalled(self, number: signal.Signals, *arguments: str, lines: int = 0, program: str = "",
+                  seconds: float = 0.0, timeout: float = 180, **environment: str) -> Result:
+        """Run attachd and send it a signal, so many seconds after it has said so many lines on its standard
+        error or after it has started such a program. The code is negative where the signal ended it."""
+        argv = [*self.environment(**environment), BINARY, *arguments]
+        order = json.dumps([int(number), lines, program, seconds, argv])
+        ran = self.execute(["python3", "-c", _SIGNALLED, order], timeout=timeout)
+        if ran.code != 0:
+            raise LabError(f"exit code {ran.code} from the program that runs attachd: {ran.stderr}")
+        done = ran.json()
+        return Result(done["code"], done["stdout"], done["stderr"], ran.seconds)
+
     def execute(self, argv: list[str], *, timeout: float = 120, echo: bool = False) -> Result:
         """Run a command in the node, whatever its exit code."""
         start = time.monotonic()
-        process = subprocess.Popen(guest.command(self._lab, self._node, argv, timeout=timeout), text=True,
+        process = subprocess.Popen(guest.command(self.lab, self.record, argv, timeout=timeout), text=True,
                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                    stderr=None if echo else subprocess.PIPE)
         try:
@@ -94,7 +180,7 @@ class Attachd:
 
     def shell(self, script: str, *, timeout: float = 120) -> str:
         """Run a script in the node; raise LabError if it fails."""
-        return guest.output(self._lab, self._node, ["bash", "-euo", "pipefail", "-c", script], timeout=timeout)
+        return guest.output(self.lab, self.record, ["bash", "-euo", "pipefail", "-c", script], timeout=timeout)
 
     def leftovers(self, *, volume: str | None = None) -> list[str]:
         """Name everything of an attachment that is on the node, or in Cinder for the volume."""
@@ -119,6 +205,10 @@ class Attachd:
             return (len(good), len(bad)) == (active, failed)
 
         wait_until(settled, timeout=timeout, what=f"{active} active and {failed} failed paths on {self.name}", interval=0.3)
+
+    def session_ids(self) -> list[str]:
+        """The iSCSI sessions of the node."""
+        return self.shell("ls /sys/class/iscsi_session 2>/dev/null || true").split()
 
     def volume(self, volume_id: str) -> dict[str, Any]:
         """Cinder's view of a volume."""

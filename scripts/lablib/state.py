@@ -15,6 +15,7 @@ from lablib.processes import ProcessTable
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
 PROJECT_ID = "a77ac4d0" * 4  # Cinder takes only [0-9a-f-] for a project
+STORAGE = "storage"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 # Below the range from which the kernel takes ports for outgoing connections (from 32768).
 _PORTS = range(20000, 32000)
@@ -37,8 +38,21 @@ class Node:
 
     @property
     def address(self) -> int:
-        """The last part of the node's addresses, 10.0.2.X and 10.0.3.X."""
+        """The last part of the node's addresses, 10.0.2.X to 10.0.5.X."""
         return 14 + self.number
+
+
+@dataclasses.dataclass
+class Storage:
+    """What is recorded of the guest that is a storage node: Cinder with LVM and LIO."""
+
+    ssh_port: int
+    cinder_port: int
+
+    @property
+    def guest(self) -> Node:
+        """Return it as a guest like the others."""
+        return Node(STORAGE, 0, self.ssh_port, fast_failover=False, find_multipaths=None)
 
 
 @dataclasses.dataclass
@@ -50,6 +64,7 @@ class Settings:
     iscsi_port: int
     ipv6: bool
     nodes: dict[str, Node]
+    storage: Storage | None = None
 
 
 class Lab:
@@ -67,6 +82,7 @@ class Lab:
         self.share = self.directory / "share"
         self.cinder_dir = self.directory / "cinder"
         self.target_dir = self.directory / "target"
+        self.links_dir = self.directory / "links"
         self.processes = ProcessTable(self.directory / "processes")
         self._settings_file = self.directory / "lab.json"
 
@@ -81,6 +97,8 @@ class Lab:
         except FileNotFoundError:
             return None
         record["nodes"] = {name: Node(**node) for name, node in record["nodes"].items()}
+        storage = record.get("storage")
+        record["storage"] = Storage(**storage) if storage else None
         return Settings(**record)
 
     def settings(self) -> Settings:
@@ -95,6 +113,18 @@ class Lab:
         unfinished = self._settings_file.with_suffix(".tmp")
         unfinished.write_text(json.dumps(dataclasses.asdict(settings), indent=2))
         unfinished.replace(self._settings_file)
+
+    def guests(self) -> dict[str, Node]:
+        """Return the records of all guests by their names: the nodes, and the storage guest if there is one."""
+        settings = self.settings()
+        return settings.nodes | ({STORAGE: settings.storage.guest} if settings.storage else {})
+
+    def guest(self, name: str) -> Node:
+        """Return a guest's record by its name."""
+        guests = self.guests()
+        if name not in guests:
+            raise LabError(f"no guest {name!r} in the lab {self.name!r}; it has: {' '.join(guests)}")
+        return guests[name]
 
     def node(self, name: str) -> Node:
         """Return a node's record by its name."""

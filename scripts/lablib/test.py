@@ -21,8 +21,8 @@ from lablib.lifecycle import Wishes, down, up
 from lablib.packages import apt_get
 from lablib.state import PROJECT_DIR, PROJECT_ID, Lab
 
-_DENY_VERSION = "0.20.2"
-_LAB = "test"
+_DENY_VERSION = "0.18.9"
+_LAB = os.environ.get("ATTACHD_LAB_NAME", "test")
 
 
 @dataclasses.dataclass
@@ -105,7 +105,7 @@ def policy() -> Tally:
 
     deny = artefact("cargo-deny", content_key(_DENY_VERSION), install) / "bin/cargo-deny"
     tally = Tally()
-    tally.check("cargo deny", [str(deny), "--offline", "check", "licenses", "bans", "sources"])
+    tally.check("cargo deny", [str(deny), "check", "licenses", "bans", "sources"])
     return tally
 
 
@@ -116,9 +116,12 @@ def pure() -> Tally:
     return tally
 
 
-def _lab() -> Lab:
+def _lab(*, storage_guest: bool = False) -> Lab:
     lab = Lab(_LAB)
-    up(lab, Wishes(nodes=1, fast_failover=False, find_multipaths=None))
+    running = lab.load()
+    if running and storage_guest and not running.storage:
+        down(lab)  # a node is joined to the storage guest's networks when it boots
+    up(lab, Wishes(nodes=1, fast_failover=False, find_multipaths=None, storage_guest=storage_guest))
     return lab
 
 
@@ -132,11 +135,18 @@ def real_cinder() -> Tally:
 
 
 def real_node(only: str | None = None, binary: Path | None = None) -> Tally:
-    """attachd on a real kernel: tests/lab."""
-    binary = binary or build()
-    lab = _lab()
+    """attachd on a real kernel, with tgt: tests/lab."""
+    return _on_the_node(_lab(), PROJECT_DIR / "tests/lab", only, binary)
+
+
+def real_lio(only: str | None = None, binary: Path | None = None) -> Tally:
+    """attachd on a real kernel, with Cinder's own LVM and LIO drivers: tests/lab/lio."""
+    return _on_the_node(_lab(storage_guest=True), PROJECT_DIR / "tests/lab/lio", only, binary)
+
+
+def _on_the_node(lab: Lab, directory: Path, only: str | None, binary: Path | None) -> Tally:
     tally = Tally()
-    for name, error in cases.run_all(lab, binary, PROJECT_DIR / "tests/lab", only):
+    for name, error in cases.run_all(lab, binary or build(), directory, only):
         tally.count(error is None, name)
     return tally
 
@@ -148,8 +158,8 @@ def demo() -> Tally:
     return tally
 
 
-_TIERS: dict[str, Callable[[], Tally]] = {
-    "lint": lint, "policy": policy, "pure": pure, "cinder": real_cinder, "node": real_node, "demo": demo,
+_TIERS: dict[str, Callable[..., Tally]] = {
+    "lint": lint, "policy": policy, "pure": pure, "cinder": real_cinder, "node": real_node, "lio": real_lio, "demo": demo,
 }
 
 
@@ -157,8 +167,8 @@ def main() -> int:
     """Run the tiers; the exit code is 0 only if nothing failed, and in CI only if nothing was skipped."""
     parser = argparse.ArgumentParser(prog="scripts/test", description=__doc__)
     parser.add_argument("tiers", nargs="*", metavar="TIER", help=f"only these: {', '.join(_TIERS)}")
-    parser.add_argument("--only", metavar="TEXT", help="of the tier node, only the tests whose name contains this")
-    parser.add_argument("--binary", type=Path, help="of the tier node: test this attachd instead of building one")
+    parser.add_argument("--only", metavar="TEXT", help="of the tiers node and lio, only the tests whose file or name contains this")
+    parser.add_argument("--binary", type=Path, help="of the tiers node and lio: test this attachd instead of building one")
     parser.add_argument("--keep", action="store_true", help=f"leave the lab running: scripts/lab --name {_LAB} status")
     options = parser.parse_args()
     wrong = set(options.tiers) - set(_TIERS)
@@ -173,7 +183,7 @@ def main() -> int:
             print(f"\n=== {name}: {tier.__doc__}", flush=True)
             start = time.monotonic()
             try:
-                tally = real_node(options.only, options.binary) if name == "node" else tier()
+                tally = tier(options.only, options.binary) if name in ("node", "lio") else tier()
             except LabError as error:
                 # A tier that can't run is no pass: the reason is shown, and it counts as skipped.
                 print(f"✗ {error}", flush=True)
