@@ -1,5 +1,10 @@
 //! What attachd was told, by flags and environment, with the defaults filled in. The only reader of
 //! the environment.
+#![allow(
+    clippy::doc_markdown,
+    rustdoc::bare_urls,
+    reason = "these comments are texts that users read"
+)]
 
 use std::{path::PathBuf, time::Duration};
 
@@ -27,6 +32,18 @@ pub struct Options {
     )]
     pub cinder_user: String,
 
+    /// How long Cinder may take to answer a request, in seconds; four times that where its storage makes
+    /// or takes away an export
+    #[arg(
+        long,
+        env = "ATTACHD_CINDER_TIMEOUT",
+        value_name = "SECONDS",
+        default_value_t = 30,
+        value_parser = clap::value_parser!(u64).range(1..=3600),
+        global = true
+    )]
+    pub cinder_timeout: u64,
+
     /// Where attachd keeps its ledger, its locks and its mounts
     #[arg(
         long,
@@ -37,7 +54,7 @@ pub struct Options {
     )]
     pub state_dir: PathBuf,
 
-    /// Directories below which volumes may be mounted, beside <state dir>/mounts
+    /// Directories below which volumes may be mounted, beside STATE_DIR/mounts
     #[arg(
         long = "allowed-root",
         env = "ATTACHD_ALLOWED_ROOTS",
@@ -78,6 +95,12 @@ pub struct Options {
 }
 
 impl Options {
+    /// The limits of requests to Cinder.
+    pub fn cinder_timeouts(&self) -> (Duration, Duration) {
+        let request = Duration::from_secs(self.cinder_timeout);
+        (request, request * 4)
+    }
+
     /// Where volumes are mounted that name no mount path.
     pub fn mounts_dir(&self) -> PathBuf {
         self.state_dir.join("mounts")

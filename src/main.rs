@@ -1,8 +1,19 @@
 //! The `attachd` binary.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    attachd::cli::main().await
+/// A system call on a device that hangs must not keep the process from ending.
+const LAST_CALLS: Duration = Duration::from_millis(200);
+
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            anstream::eprintln!("attachd: can't start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(attachd::cli::main());
+    runtime.shutdown_timeout(LAST_CALLS);
+    code
 }

@@ -1,4 +1,5 @@
 //! The command line as far as it goes without a node and a Cinder: usage, exit codes, generated texts.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use assert_cmd::{Command, assert::Assert};
 

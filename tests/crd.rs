@@ -1,4 +1,5 @@
 //! The custom resource definition: committed, and what the Rust types say.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::{fs, path::Path};
 

@@ -1,4 +1,5 @@
 //! The documents say what the code says.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -22,7 +23,10 @@ fn reasons() -> BTreeSet<String> {
         let (_, body) = text.split_once("fn reason(").unwrap();
         let body = body.split("\n    }").next().unwrap();
         for word in body.split('"').skip(1).step_by(2) {
-            assert!(word.chars().all(char::is_alphanumeric), "{source}: {word:?} is no CamelCase word");
+            assert!(
+                word.chars().all(char::is_alphanumeric),
+                "{source}: {word:?} is no CamelCase word"
+            );
             found.insert(word.to_owned());
         }
     }
@@ -41,8 +45,13 @@ fn every_reason_has_its_entry_in_the_operations_manual() {
 #[test]
 fn every_command_is_in_the_readme() {
     let readme = read("README.md");
-    for command in ["attach", "detach", "plan", "inspect", "connector", "run", "crd", "completions", "man"] {
-        assert!(readme.contains(&format!("attachd {command}")), "README.md lacks attachd {command}");
+    for command in
+        ["attach", "detach", "plan", "inspect", "connector", "run", "crd", "completions", "man"]
+    {
+        assert!(
+            readme.contains(&format!("attachd {command}")),
+            "README.md lacks attachd {command}"
+        );
     }
 }
 

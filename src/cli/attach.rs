@@ -30,7 +30,7 @@ pub(super) struct SpecArgs {
     #[arg(value_name = "VOLUME")]
     volume: VolumeId,
 
-    /// Mount it here; by default on <state dir>/mounts/<volume>
+    /// Mount it here; by default on STATE_DIR/mounts/VOLUME
     #[arg(long, value_name = "PATH")]
     mount: Option<PathBuf>,
 

@@ -7,7 +7,6 @@ use crate::{config::Options, host::Host as _};
 pub(super) struct ConnectorCommand {}
 
 impl ConnectorCommand {
-    #[expect(clippy::unused_self, reason = "as all commands")]
     pub(super) async fn run(&self, options: &Options, format: Format) -> Result<(), Failure> {
         let connector = context::host(options)?.facts().await?.connector;
         let value = serde_json::to_value(&connector).map_err(std::io::Error::other)?;

@@ -30,7 +30,9 @@ pub(super) fn client(options: &Options) -> Result<Client, Failure> {
         .as_deref()
         .ok_or_else(|| missing("--cinder-project", "ATTACHD_CINDER_PROJECT"))?;
     let auth = Auth::no_auth(endpoint, project, &options.cinder_user)?;
-    Ok(Client::new(auth, ClientConfig::default())?)
+    let (request_timeout, export_timeout) = options.cinder_timeouts();
+    let config = ClientConfig { request_timeout, export_timeout, ..ClientConfig::default() };
+    Ok(Client::new(auth, config)?)
 }
 
 /// The address that goes into the connector: as told, else the source address towards Cinder.

@@ -2,8 +2,7 @@
 
 use std::{io, process::ExitCode};
 
-use anstream::eprintln;
-
+use super::output;
 use crate::{
     attach::{AttachError, LedgerError},
     cinder::CinderError,
@@ -27,7 +26,7 @@ Exit codes:
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     #[error(transparent)]
-    Attach(#[from] AttachError),
+    Attach(Box<AttachError>),
     #[error(transparent)]
     Cinder(#[from] CinderError),
     #[error(transparent)]
@@ -40,6 +39,12 @@ pub(super) enum Failure {
     Other(String),
     #[error("could not write the result")]
     Write(#[from] io::Error),
+}
+
+impl From<AttachError> for Failure {
+    fn from(error: AttachError) -> Self {
+        Self::Attach(Box::new(error))
+    }
 }
 
 impl Failure {
@@ -72,12 +77,12 @@ impl Failure {
             return ExitCode::SUCCESS;
         }
         match self.reason() {
-            Some(reason) => eprintln!("attachd: {self} [{reason}]"),
-            None => eprintln!("attachd: {self}"),
+            Some(reason) => output::say(&format!("attachd: {self} [{reason}]")),
+            None => output::say(&format!("attachd: {self}")),
         }
         let mut cause = std::error::Error::source(self);
         while let Some(error) = cause {
-            eprintln!("  because: {error}");
+            output::say(&format!("  because: {error}"));
             cause = error.source();
         }
         ExitCode::from(self.code())

@@ -1,4 +1,5 @@
 //! The command line. Thin: parse, call, print. stdout is data, stderr is talk.
+#![allow(clippy::doc_markdown, reason = "these comments are texts that users read")]
 
 mod attach;
 mod connector;
@@ -87,7 +88,12 @@ fn telemetry(options: &Options) -> Result<(), String> {
     let filter = EnvFilter::try_new(&options.log)
         .map_err(|error| format!("--log {:?} is no filter: {error}", options.log))?;
     let registry = tracing_subscriber::registry().with(filter);
-    let talk = fmt::layer().with_writer(std::io::stderr);
+    let colour = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
+    let talk = fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(colour)
+        // It would panic where nobody reads stderr any more.
+        .log_internal_errors(false);
     let set = if options.log_json {
         registry.with(talk.json()).try_init()
     } else {

@@ -25,6 +25,12 @@ pub(super) fn write(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
+/// Says a line on stderr. `eprintln!` would panic where nobody reads any more, in the middle of an attach.
+pub(super) fn say(line: &str) {
+    // There is nobody left to tell that it failed.
+    let _ = writeln!(anstream::stderr().lock(), "{line}");
+}
+
 /// Writes a value as JSON or YAML, or `table` for people.
 pub(super) fn print(
     format: Format,

@@ -4,9 +4,9 @@ use std::{
     time::Duration,
 };
 
-use anstream::eprintln;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::output;
 use crate::attach::Progress;
 
 /// Shows progress on stderr: a spinner for the step under way on a terminal, a plain line for each
@@ -39,7 +39,7 @@ impl Reporter {
             }
             Progress::Done { what, took, .. } => self.line(&format!("✓ {what}  {}", seconds(took))),
             Progress::Failed { what, took, .. } => {
-                self.line(&format!("✗ {what}  {}", seconds(took)))
+                self.line(&format!("✗ {what}  {}", seconds(took)));
             }
             Progress::Warning { what } => self.line(&format!("! {what}")),
         }
@@ -57,9 +57,9 @@ impl Reporter {
     fn line(&self, text: &str) {
         match &self.spinner {
             Some(bar) => {
-                bar.lock().unwrap_or_else(PoisonError::into_inner).suspend(|| eprintln!("{text}"))
+                bar.lock().unwrap_or_else(PoisonError::into_inner).suspend(|| output::say(text));
             }
-            None => eprintln!("{text}"),
+            None => output::say(text),
         }
     }
 

@@ -40,7 +40,7 @@ impl Run {
             node_name,
             mounts_dir: options.mounts_dir(),
             concurrency: self.concurrency,
-            longest_pause: Duration::from_secs(60),
+            longest_pause: Duration::from_mins(1),
         };
         RequestsDir::new(engine, config)
             .serve(stop)

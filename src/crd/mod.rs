@@ -1,5 +1,6 @@
 //! The custom resources as Rust types. No client in here: the requests directory, the command line
 //! and the controller share them, and `attachd crd` writes their schema.
+#![allow(clippy::doc_markdown, reason = "these comments are texts that users read")]
 
 mod request;
 mod validate;

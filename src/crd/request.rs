@@ -69,7 +69,7 @@ pub struct VolumeAttachRequestSpec {
     pub filesystem: Option<FilesystemSpec>,
 
     /// Where the volume is mounted on the node: an absolute path below a root that the agent allows.
-    /// By default <state directory>/mounts/<name of the request>. Immutable.
+    /// By default mounts/NAME_OF_THE_REQUEST in the state directory of the agent. Immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 2, max = 1024), regex(pattern = r"^(/[^/\x00]+)+$"))]
     #[x_kube(

@@ -23,6 +23,8 @@ const MAX_BYTES: u64 = 256 * 1024;
 /// What the directory holds.
 pub(super) struct Scan {
     pub(super) found: Vec<Found>,
+    /// Statuses that no file stands beside: what they are of was removed, or renamed.
+    pub(super) left: Vec<StatusFile>,
 }
 
 /// A file of the directory.
@@ -58,22 +60,34 @@ struct StatusDocument {
 impl Scan {
     /// Reads every request; one that can't be read or understood doesn't hide the others.
     pub(super) fn read(directory: &Path) -> io::Result<Self> {
-        let mut paths = Vec::new();
+        let (mut paths, mut statuses) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(directory)? {
             let path = entry?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let yaml = name.ends_with(".yaml") || name.ends_with(".yml");
-            if yaml && !name.starts_with('.') && !name.ends_with(STATUS_SUFFIX) {
+            let yaml = matches!(path.extension().and_then(|e| e.to_str()), Some("yaml" | "yml"));
+            if name.starts_with('.') {
+                continue;
+            }
+            if let Some(stem) = name.strip_suffix(STATUS_SUFFIX) {
+                statuses.push(stem.to_owned());
+            } else if yaml {
                 paths.push(path);
             }
         }
         paths.sort();
-        Ok(Self { found: paths.iter().map(|path| read_one(directory, path)).collect() })
+        let has_file = |stem: &String| paths.iter().any(|path| &stem_of(path) == stem);
+        statuses.retain(|stem| !has_file(stem));
+        let left = statuses.iter().map(|stem| StatusFile::found(directory, stem)).collect();
+        Ok(Self { found: paths.iter().map(|path| read_one(directory, path)).collect(), left })
     }
 }
 
+fn stem_of(path: &Path) -> String {
+    path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
 fn read_one(directory: &Path, path: &Path) -> Found {
-    let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let stem = stem_of(path);
     match parse(path) {
         Ok((name, spec)) => {
             let status = StatusFile::new(directory, &stem, &name);
@@ -81,14 +95,7 @@ fn read_one(directory: &Path, path: &Path) -> Found {
         }
         Err(error) => {
             // The name that this file was served under before it broke.
-            let served = StatusFile::new(directory, &stem, &stem);
-            let name = served.read().and_then(|document| {
-                document.metadata.get("name").and_then(Value::as_str).map(ToOwned::to_owned)
-            });
-            let status = match name {
-                Some(name) => StatusFile::new(directory, &stem, &name),
-                None => served,
-            };
+            let status = StatusFile::found(directory, &stem);
             Found::Malformed { status, error }
         }
     }
@@ -100,8 +107,12 @@ fn parse(path: &Path) -> Result<(String, VolumeAttachRequestSpec), String> {
         return Err(format!("is not a file of at most {MAX_BYTES} bytes"));
     }
     let text = fs::read_to_string(path).map_err(|error| format!("can't be read: {error}"))?;
-    let file: RequestFile =
-        serde_saphyr::from_str(&text).map_err(|error| format!("is no {KIND}: {error}"))?;
+    let file: RequestFile = serde_saphyr::from_str(&text).map_err(|error| {
+        // The lines below draw the place in the file.
+        let error = error.to_string();
+        let what = error.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        format!("is no {KIND}: {what}")
+    })?;
     if file.api_version != API_VERSION || file.kind != KIND {
         return Err(format!(
             "holds {} {}, expected {API_VERSION} {KIND}",
@@ -122,7 +133,7 @@ fn parse(path: &Path) -> Result<(String, VolumeAttachRequestSpec), String> {
 }
 
 /// The status of one request, in a file beside it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StatusFile {
     path: PathBuf,
     name: String,
@@ -131,6 +142,18 @@ pub(super) struct StatusFile {
 impl StatusFile {
     pub(super) fn new(directory: &Path, stem: &str, name: &str) -> Self {
         Self { path: directory.join(format!("{stem}{STATUS_SUFFIX}")), name: name.to_owned() }
+    }
+
+    /// One that may be there: it knows the name of its request, which else is its own.
+    fn found(directory: &Path, stem: &str) -> Self {
+        let status = Self::new(directory, stem, stem);
+        let name = status.read().and_then(|document| {
+            document.metadata.get("name").and_then(Value::as_str).map(ToOwned::to_owned)
+        });
+        match name {
+            Some(name) => Self { name, ..status },
+            None => status,
+        }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -187,5 +210,99 @@ impl StatusFile {
         {
             tracing::error!(path = %self.path.display(), "the status can't be removed: {error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REQUEST: &str = "apiVersion: attachd.dev/v1alpha1\nkind: VolumeAttachRequest\nmetadata: {name: db, labels: {a: b}}\nspec: {nodeName: n1, volumeID: 7a29c609-53cc-4134-830f-6d08a0b9da91}\n";
+
+    fn scan(files: &[(&str, &str)]) -> Vec<String> {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(directory.path().join(name), text).unwrap();
+        }
+        let shown = |found: Found| match found {
+            Found::Request { name, .. } => name,
+            Found::Malformed { status, error } => format!("{}: {error}", status.name()),
+        };
+        Scan::read(directory.path()).unwrap().found.into_iter().map(shown).collect()
+    }
+
+    #[test]
+    fn only_yaml_files_that_are_no_status_are_requests() {
+        let found = scan(&[
+            ("db.yaml", REQUEST),
+            ("db.status.yaml", "status: {}"),
+            ("db.status.tmp", "x"),
+            (".db.yaml.swp", "x"),
+            (".hidden.yaml", "x"),
+            ("notes.txt", "x"),
+        ]);
+        assert_eq!(found, ["db"]);
+    }
+
+    #[test]
+    fn a_file_that_is_no_request_says_why_and_hides_no_other() {
+        let wrong = |from: &str, to: &str| REQUEST.replace(from, to);
+        let found = scan(&[
+            ("a.yaml", "{{{"),
+            ("b.yaml", ""),
+            ("c.yaml", &wrong("v1alpha1", "v9")),
+            ("d.yaml", &wrong("name: db", "name: ../db")),
+            ("e.yaml", &wrong("nodeName", "nodename")),
+            ("f.yml", REQUEST),
+        ]);
+        assert!(found[0].starts_with("a: is no VolumeAttachRequest"), "{}", found[0]);
+        assert!(found[1].starts_with("b: "), "{}", found[1]);
+        assert!(found[2].contains("attachd.dev/v9"), "{}", found[2]);
+        assert!(found[3].contains("metadata.name \"../db\""), "{}", found[3]);
+        assert!(found[4].contains("nodename"), "{}", found[4]);
+        assert_eq!(found[5], "db");
+    }
+
+    #[test]
+    fn a_file_that_broke_keeps_the_name_that_it_was_served_under() {
+        let status = "apiVersion: a\nkind: b\nmetadata: {name: db}\nstatus: {}\n";
+        let found = scan(&[("x.yaml", "{{{"), ("x.status.yaml", status)]);
+        assert!(found[0].starts_with("db: "), "{}", found[0]);
+    }
+
+    #[test]
+    fn statuses_without_a_file_are_left_under_the_names_of_their_requests() {
+        let directory = tempfile::tempdir().unwrap();
+        let status = "apiVersion: a\nkind: b\nmetadata: {name: db}\nstatus: {}\n";
+        for (name, text) in [
+            ("x.yaml", REQUEST),
+            ("x.status.yaml", status),
+            ("gone.status.yaml", status),
+            ("broken.status.yaml", "{{{"),
+        ] {
+            fs::write(directory.path().join(name), text).unwrap();
+        }
+        let mut left = Scan::read(directory.path()).unwrap().left;
+        left.sort_by(|a, b| a.path.cmp(&b.path));
+        let status = |stem, name| StatusFile::new(directory.path(), stem, name);
+        assert_eq!(left, [status("broken", "broken"), status("gone", "db")]);
+    }
+
+    #[tokio::test]
+    async fn a_status_is_written_once_and_keeps_its_transition_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let status = StatusFile::new(directory.path(), "x", "db");
+        status.refuse("InvalidRequest", "first").await;
+        let path = directory.path().join("x.status.yaml");
+        let first = fs::read_to_string(&path).unwrap();
+        let written = fs::metadata(&path).unwrap().modified().unwrap();
+        status.refuse("InvalidRequest", "first").await;
+        assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), written);
+        status.refuse("InvalidRequest", "second").await;
+        let second = fs::read_to_string(&path).unwrap();
+        assert_eq!(first.replace("first", "second"), second);
+        status.remove().await;
+        status.remove().await;
+        assert!(!path.exists());
     }
 }

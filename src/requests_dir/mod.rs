@@ -30,12 +30,12 @@ use crate::{
     host::Host,
     requests_dir::{
         files::{Found, Scan, StatusFile},
-        worker::{Wanted, Worker},
+        worker::{Wanted, Wish, Worker},
     },
 };
 
 /// Events may be lost (the queue is bounded), so the directory is looked at now and then anyway.
-const FALLBACK_SCAN: Duration = Duration::from_secs(60);
+const FALLBACK_SCAN: Duration = Duration::from_mins(1);
 
 /// Editors and `cp` make several events of one change.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -74,8 +74,13 @@ pub enum RequestsDirError {
 }
 
 struct Handle {
-    wanted: watch::Sender<Wanted>,
-    interrupt: watch::Sender<bool>,
+    wish: watch::Sender<Wish>,
+    /// Ends the wish.
+    over: watch::Sender<bool>,
+    /// The status that the worker writes.
+    status: StatusFile,
+    /// The status was written over since, because the file could not be served.
+    refused: bool,
 }
 
 /// Serves a directory of requests.
@@ -114,10 +119,8 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
         loop {
             tokio::select! {
                 Ok(_) = stop.wait_for(|stop| *stop) => break,
-                Some(ended) = self.workers.join_next() => {
-                    self.worker_ended(ended);
-                    continue;
-                }
+                // Its request may have come back while it ended.
+                Some(ended) = self.workers.join_next() => self.worker_ended(ended),
                 _ = timeout(FALLBACK_SCAN, events.next()) => {
                     while timeout(SETTLE, events.next()).await.is_ok() {}
                 }
@@ -126,9 +129,8 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
                 tracing::error!("{error}: {}", source(&error));
             }
         }
-        for handle in self.handles.values() {
-            handle.wanted.send_replace(Wanted::Shutdown);
-            handle.interrupt.send_replace(true);
+        for handle in self.handles.values_mut() {
+            handle.send(Wanted::Shutdown);
         }
         while self.workers.join_next().await.is_some() {}
         Ok(())
@@ -142,7 +144,7 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
             Err(error) => {
                 tracing::error!("a request's worker ended: {error}");
                 // Its handle can't be told by the error; all dead ones are taken away.
-                self.handles.retain(|_, handle| !handle.wanted.is_closed());
+                self.handles.retain(|_, handle| !handle.wish.is_closed());
             }
         }
     }
@@ -168,17 +170,31 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
                 Found::Malformed { status, error } => {
                     // What it held before is kept: a slip of the pen must not detach a volume.
                     present.insert(status.name().to_owned());
-                    status.refuse("InvalidRequest", &error).await;
+                    self.refuse(&status, "InvalidRequest", &error).await;
                 }
             }
         }
-        self.orphans(&present).await?;
-        for (name, handle) in &self.handles {
+        self.orphans(&present, &scan.left).await?;
+        for (name, handle) in &mut self.handles {
             if !present.contains(name) {
                 handle.send(Wanted::Detached);
             }
         }
+        for status in scan.left {
+            // A worker takes its own away, when it has detached.
+            if self.handles.values().all(|handle| handle.status != status) {
+                status.remove().await;
+            }
+        }
         Ok(())
+    }
+
+    /// Says why a file can't be served. What it asked for before goes on.
+    async fn refuse(&mut self, status: &StatusFile, reason: &str, message: &str) {
+        if let Some(handle) = self.handles.get_mut(status.name()) {
+            handle.refused = true;
+        }
+        status.refuse(reason, message).await;
     }
 
     async fn serve_one(
@@ -192,23 +208,36 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
                 "spec.nodeName is {:?}, and this node is {:?}",
                 spec.node_name, self.config.node_name
             );
-            status.refuse("OtherNode", &message).await;
+            self.refuse(&status, "OtherNode", &message).await;
             return;
         }
         match spec.to_attach_spec(&self.config.mounts_dir.join(&name)) {
-            Ok(spec) => self.want(name, Wanted::Attached(Box::new(spec)), status),
+            Ok(spec) => {
+                let wanted = Wanted::Attached { spec: Box::new(spec), status: status.clone() };
+                match self.handles.get_mut(&name) {
+                    Some(handle) => {
+                        handle.status = status;
+                        handle.send(wanted);
+                    }
+                    None => self.spawn(name, wanted, status),
+                }
+            }
             Err(error) => {
                 let message = match std::error::Error::source(&error) {
                     Some(cause) => format!("{error}: {cause}"),
                     None => error.to_string(),
                 };
-                status.refuse(error.reason(), &message).await;
+                self.refuse(&status, error.reason(), &message).await;
             }
         }
     }
 
     /// Volumes that this directory asked for once and whose file went while attachd was away.
-    async fn orphans(&mut self, present: &BTreeSet<String>) -> Result<(), RequestsDirError> {
+    async fn orphans(
+        &mut self,
+        present: &BTreeSet<String>,
+        left: &[StatusFile],
+    ) -> Result<(), RequestsDirError> {
         for record in self.engine.ledger().records().await? {
             match record {
                 Ok(record) => {
@@ -216,8 +245,11 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
                         && !present.contains(&name)
                         && !self.handles.contains_key(&name)
                     {
-                        let status = StatusFile::new(&self.config.directory, &name, &name);
-                        self.want_volume(name, record.spec.volume, status);
+                        let status = left.iter().find(|status| status.name() == name).cloned();
+                        let status = status.unwrap_or_else(|| {
+                            StatusFile::new(&self.config.directory, &name, &name)
+                        });
+                        self.spawn(name, Wanted::Detached, status);
                     }
                 }
                 Err(error) => tracing::error!("{error}: {}", source(&error)),
@@ -226,53 +258,32 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
         Ok(())
     }
 
-    fn want_volume(&mut self, name: String, volume: crate::model::VolumeId, status: StatusFile) {
-        self.spawn(name, Wanted::Detached, Some(volume), status);
-    }
-
-    fn want(&mut self, name: String, wanted: Wanted, status: StatusFile) {
-        match self.handles.get(&name) {
-            Some(handle) => handle.send(wanted),
-            None => self.spawn(name, wanted, None, status),
-        }
-    }
-
-    fn spawn(
-        &mut self,
-        name: String,
-        wanted: Wanted,
-        volume: Option<crate::model::VolumeId>,
-        status: StatusFile,
-    ) {
-        let (wanted, receiver) = watch::channel(wanted);
-        let (interrupt, interrupted) = watch::channel(false);
+    fn spawn(&mut self, name: String, wanted: Wanted, status: StatusFile) {
+        let (over, is_over) = watch::channel(false);
+        let (wish, receiver) = watch::channel(Wish { wanted, over: is_over });
         let worker = Worker {
             engine: Arc::clone(&self.engine),
             name: name.clone(),
-            wanted: receiver,
-            reset: interrupt.clone(),
-            interrupted,
+            wish: receiver,
             permits: Arc::clone(&self.permits),
             longest_pause: self.config.longest_pause,
-            status,
-            volume,
+            status: status.clone(),
         };
-        self.handles.insert(name, Handle { wanted, interrupt });
+        self.handles.insert(name, Handle { wish, over, status, refused: false });
         self.workers.spawn(worker.run());
     }
 }
 
 impl Handle {
     /// Tells the worker; one that is busy with something else stops at the next safe point.
-    fn send(&self, wanted: Wanted) {
-        let changed = self.wanted.send_if_modified(|before| {
-            let changed = *before != wanted;
-            *before = wanted;
-            changed
-        });
-        if changed {
-            self.interrupt.send_replace(true);
+    fn send(&mut self, wanted: Wanted) {
+        let again = std::mem::take(&mut self.refused);
+        if !again && self.wish.borrow().wanted == wanted {
+            return;
         }
+        let (over, is_over) = watch::channel(false);
+        self.wish.send_replace(Wish { wanted, over: is_over });
+        std::mem::replace(&mut self.over, over).send_replace(true);
     }
 }
 

@@ -7,10 +7,10 @@ use tokio::{
 
 use super::files::StatusFile;
 use crate::{
-    attach::{AttachError, Attached, Engine, Origin, Progress},
+    attach::{AttachError, Attached, Engine, Origin, Progress, Record, Refusal},
     cinder::BlockStorage,
     host::Host,
-    model::{AttachSpec, Retry, VolumeId},
+    model::{AttachSpec, Retry},
     projection::Standing,
 };
 
@@ -19,23 +19,31 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// What a request's worker is to bring about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Wanted {
-    Attached(Box<AttachSpec>),
+    Attached {
+        spec: Box<AttachSpec>,
+        /// Beside the file that asks for it, which may be renamed.
+        status: StatusFile,
+    },
     Detached,
     /// Leave everything as it is, and end.
     Shutdown,
 }
 
+/// What is wanted, and whether that is over. Both in one, so that the end of one wish can't be taken for
+/// the end of the next.
+#[derive(Debug)]
+pub(super) struct Wish {
+    pub(super) wanted: Wanted,
+    pub(super) over: watch::Receiver<bool>,
+}
+
 pub(super) struct Worker<H, C> {
     pub(super) engine: Arc<Engine<H, C>>,
     pub(super) name: String,
-    pub(super) wanted: watch::Receiver<Wanted>,
-    pub(super) reset: watch::Sender<bool>,
-    pub(super) interrupted: watch::Receiver<bool>,
+    pub(super) wish: watch::Receiver<Wish>,
     pub(super) permits: Arc<Semaphore>,
     pub(super) longest_pause: Duration,
     pub(super) status: StatusFile,
-    /// What a detach is for: the volume of the request, once it was seen.
-    pub(super) volume: Option<VolumeId>,
 }
 
 impl<H: Host, C: BlockStorage> Worker<H, C> {
@@ -43,16 +51,17 @@ impl<H: Host, C: BlockStorage> Worker<H, C> {
     pub(super) async fn run(mut self) -> String {
         let mut pause = FIRST_PAUSE;
         loop {
-            // In this order: a change that comes between the two interrupts the run below.
-            self.reset.send_replace(false);
-            let wanted = self.wanted.borrow_and_update().clone();
+            let (wanted, over) = {
+                let wish = self.wish.borrow_and_update();
+                (wish.wanted.clone(), wish.over.clone())
+            };
             let result = match &wanted {
                 Wanted::Shutdown => return self.name,
-                Wanted::Attached(spec) => {
-                    self.volume = Some(spec.volume);
-                    self.attach(spec).await
+                Wanted::Attached { spec, status } => {
+                    self.status = status.clone();
+                    self.attach(spec, &over).await
                 }
-                Wanted::Detached => match self.detach().await {
+                Wanted::Detached => match self.detach(&over).await {
                     Ok(()) => {
                         self.status.remove().await;
                         return self.name;
@@ -65,13 +74,15 @@ impl<H: Host, C: BlockStorage> Worker<H, C> {
                     pause = FIRST_PAUSE;
                     None
                 }
-                Err(AttachError::Stopped { .. }) if self.wanted.has_changed().unwrap_or(true) => {
-                    continue;
-                }
+                // There is another wish already.
+                Err(AttachError::Stopped { .. }) => continue,
                 Err(error) => {
-                    self.failed(&error, wanted == Wanted::Detached).await;
+                    let detaching = wanted == Wanted::Detached;
+                    self.failed(&error, detaching).await;
                     match error.retry() {
-                        Retry::OnChange => None,
+                        Retry::OnChange if !detaching => None,
+                        // Its file is gone: nothing will change but the node.
+                        Retry::OnChange => Some(self.longest_pause),
                         Retry::Now | Retry::Backoff => {
                             let rest = pause;
                             pause = (pause * 2).min(self.longest_pause);
@@ -89,36 +100,52 @@ impl<H: Host, C: BlockStorage> Worker<H, C> {
     /// Waits for another wish, or for the pause to end; false where nobody can wish any more.
     async fn changed(&mut self, rest: Option<Duration>) -> bool {
         match rest {
-            None => self.wanted.changed().await.is_ok(),
-            Some(rest) => !matches!(timeout(rest, self.wanted.changed()).await, Ok(Err(_))),
+            None => self.wish.changed().await.is_ok(),
+            Some(rest) => !matches!(timeout(rest, self.wish.changed()).await, Ok(Err(_))),
         }
     }
 
-    async fn attach(&self, spec: &AttachSpec) -> Result<(), AttachError> {
-        let origin = Origin::RequestsDir(self.name.clone());
+    async fn attach(
+        &self,
+        spec: &AttachSpec,
+        over: &watch::Receiver<bool>,
+    ) -> Result<(), AttachError> {
+        // What this request had attached before its volume was changed must not be forgotten over it.
+        let other = self.records().await?.into_iter().find(|r| r.spec.volume != spec.volume);
+        if let Some(other) = other {
+            let volume = other.spec.volume;
+            let difference = format!("volume {volume} now, {} asked", spec.volume);
+            return Err(Refusal::AttachedDifferently { volume, difference }.into());
+        }
         let attached = {
             let _permit = self.permits.acquire().await;
-            self.engine
-                .attach(spec, &origin, &|progress| self.log(progress), &self.interrupted)
-                .await?
+            self.engine.attach(spec, &self.origin(), &|progress| self.log(progress), over).await?
         };
         self.attached(&attached).await;
         Ok(())
     }
 
-    async fn detach(&self) -> Result<(), AttachError> {
-        let Some(volume) = self.volume else { return Ok(()) };
-        let origin = Origin::RequestsDir(self.name.clone());
-        let _permit = self.permits.acquire().await;
-        match self
-            .engine
-            .detach(volume, &origin, &|progress| self.log(progress), &self.interrupted)
-            .await
-        {
-            // This request never had the volume.
-            Err(AttachError::OwnedByOther { .. }) => Ok(()),
-            result => result.map(|_| ()),
+    /// Detaches all that this request has attached.
+    async fn detach(&self, over: &watch::Receiver<bool>) -> Result<(), AttachError> {
+        for record in self.records().await? {
+            let _permit = self.permits.acquire().await;
+            let report = |progress| self.log(progress);
+            let volume = record.spec.volume;
+            self.engine.detach(volume, &self.origin(), &report, over).await?;
         }
+        Ok(())
+    }
+
+    fn origin(&self) -> Origin {
+        Origin::RequestsDir(self.name.clone())
+    }
+
+    /// The records that this request made.
+    async fn records(&self) -> Result<Vec<Record>, AttachError> {
+        let origin = self.origin();
+        let records = self.engine.ledger().records().await?;
+        // Those that can't be read are logged at every scan.
+        Ok(records.into_iter().flatten().filter(|record| record.origin == origin).collect())
     }
 
     async fn attached(&self, attached: &Attached) {
@@ -133,10 +160,7 @@ impl<H: Host, C: BlockStorage> Worker<H, C> {
         let message = error.chain();
         let what = if detaching { "detach" } else { "attach" };
         tracing::error!(request = %self.name, reason = error.reason(), "could not {what}: {message}");
-        let record = match self.volume {
-            Some(volume) => self.engine.ledger().load(volume).await.ok().flatten(),
-            None => None,
-        };
+        let record = self.records().await.ok().and_then(|records| records.into_iter().next());
         let standing = Standing::Unfinished {
             record: record.as_ref(),
             reason: error.reason(),
