@@ -191,8 +191,15 @@ impl<'a> Road<'a> {
     }
 
     fn unmount(&self, disks: &[&ScsiDevice], maps: &[&MultipathMap]) -> Settled {
-        for (_, number) in devices(disks, maps) {
+        for (device, number) in devices(disks, maps) {
             if let Some(mount) = self.observed.host.mounts_of(number).next() {
+                // An unmount takes what was mounted last.
+                let over = self.observed.host.mount_at(&mount.target);
+                if let Some(over) = over.filter(|over| over.number != number) {
+                    let by =
+                        format!("{}, mounted over it on {}", over.source, over.target.display());
+                    return self.in_use(&device, by);
+                }
                 return step(
                     Step::Unmount { target: mount.target.clone() },
                     "the volume is mounted, and nothing else uses it",
