@@ -152,6 +152,12 @@ impl Mounts {
     fn unmount_now(&self, target: &Path) -> Result<Unmounted, HostError> {
         let there = self.mounted_at(target)?;
         if let Some(there) = &there {
+            // `umount2` would take that away, and leave the volume's.
+            if there.number.major == 0 {
+                let what = format!("the mount at {}", target.display());
+                let by = vec![format!("{} ({}) mounted over it", there.source, there.fs_type)];
+                return Err(HostError::Busy { what, by });
+            }
             write_out(target);
             match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
                 // EINVAL, ENOENT: somebody else was faster.
@@ -188,12 +194,19 @@ impl Mounts {
             );
             return Ok(MountTarget::Unusable { why });
         }
-        let path = target.to_owned();
+        let (mounts, path) = (self.clone(), target.to_owned());
         let doing = format!("looking at {}", target.display());
-        blocking::limited(doing, LOOK_LIMIT, move || look_at(&path)).await
+        blocking::limited(doing, LOOK_LIMIT, move || match mounts.mounted_at(&path)? {
+            Some(there) => {
+                let why = format!("{} ({}) is mounted there", there.source, there.fs_type);
+                Ok(MountTarget::Unusable { why })
+            }
+            None => look_at(&path),
+        })
+        .await
     }
 
-    /// What is mounted there.
+    /// What is mounted there, whatever it is; where several are, the one that is seen.
     pub(crate) async fn at(&self, target: &Path) -> Result<Option<MountEntry>, HostError> {
         let (mounts, target) = (self.clone(), target.to_owned());
         let doing = "reading mountinfo".to_owned();
@@ -201,7 +214,7 @@ impl Mounts {
     }
 
     fn mounted_at(&self, target: &Path) -> Result<Option<MountEntry>, HostError> {
-        let mounts = mountinfo::mounts(&self.openers.mountinfo)?;
+        let mounts = mountinfo::all(&self.openers.mountinfo)?;
         Ok(mounts.into_iter().rev().find(|mount| mount.target == target))
     }
 }

@@ -19,6 +19,14 @@ use super::HostError;
 
 /// All mounts of block devices, in the order in which they were made.
 pub(crate) fn mounts(mountinfo: &Path) -> Result<Vec<MountEntry>, HostError> {
+    let mut mounts = all(mountinfo)?;
+    // Major 0: no block device (tmpfs, overlay, network file systems).
+    mounts.retain(|mount| mount.number.major != 0);
+    Ok(mounts)
+}
+
+/// All mounts of any kind, in the order in which they were made.
+pub(crate) fn all(mountinfo: &Path) -> Result<Vec<MountEntry>, HostError> {
     let text = fs::read(mountinfo).map_err(HostError::io("read", mountinfo))?;
     Ok(parse(&String::from_utf8_lossy(&text)))
 }
@@ -29,10 +37,6 @@ fn parse(text: &str) -> Vec<MountEntry> {
 
 fn entry(info: &MountInfo) -> Option<MountEntry> {
     let number: crate::model::DeviceNumber = info.majmin.parse().ok()?;
-    // Major 0: no block device (tmpfs, overlay, network file systems).
-    if number.major == 0 {
-        return None;
-    }
     let read_only = info.mount_options.contains_key("ro") || info.super_options.contains_key("ro");
     Some(MountEntry {
         number,
@@ -79,8 +83,11 @@ nonsense
 
     #[test]
     fn mounts_of_block_devices_are_read_with_their_escapes() {
-        let mounts = parse(TEXT);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), TEXT).unwrap();
+        let mounts = mounts(file.path()).unwrap();
         assert_eq!(mounts.len(), 4);
+        assert_eq!(all(file.path()).unwrap()[0].fs_type, "sysfs");
         assert_eq!(mounts[1].target, PathBuf::from("/var/lib/attachd/volumes/my data\\x"));
         assert_eq!(mounts[1].number.to_string(), "253:0");
         assert_eq!(
@@ -92,7 +99,7 @@ nonsense
     #[test]
     fn a_mount_is_read_only_by_either_set_of_options() {
         let read_only: Vec<bool> = parse(TEXT).iter().map(|mount| mount.read_only).collect();
-        assert_eq!(read_only, [false, false, true, true]);
+        assert_eq!(read_only, [false, false, false, true, true]);
     }
 
     #[test]
