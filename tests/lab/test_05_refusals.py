@@ -58,8 +58,8 @@ def test_a_volume_that_is_not_there_or_not_available_is_refused(node: Attachd) -
 
 
 def test_a_mount_path_that_must_not_be_mounted_on_is_refused(node: Attachd) -> None:
-    node.shell("mkdir -p /mnt/full /mnt/taken /tmp/outside; touch /mnt/full/file /mnt/plain; ln -sfn /tmp/outside /mnt/link; "
-               "mount -t tmpfs none /mnt/taken")
+    node.shell("mkdir -p /mnt/full /mnt/tmpfs /mnt/disk /tmp/outside; touch /mnt/full/file /mnt/plain; ln -sfn /tmp/outside /mnt/link; "
+               "mount -t tmpfs none /mnt/tmpfs; mount --bind /persist /mnt/disk")
     try:
         with volume(node, "tgt-single") as v:
             for path, words in [
@@ -69,13 +69,14 @@ def test_a_mount_path_that_must_not_be_mounted_on_is_refused(node: Attachd) -> N
                 ("/mnt/link", ["symbolic link"]),
                 ("/mnt/link/v", ["/mnt/link is a symbolic link"]),
                 ("/mnt/full", ["not empty"]),
-                ("/mnt/taken", ["is mounted there"]),
+                ("/mnt/tmpfs", ["none (tmpfs) is mounted there"]),
+                ("/mnt/disk", ["/dev/vdb is mounted there"]),
                 ("/mnt/plain", ["not a directory"]),
                 ("/mnt/plain/v", ["/mnt/plain is not a directory"]),
             ]:
                 refused(node, 3, [f"can't be mounted on {path}", *words, "[MountPathUnusable]"], "attach", v, "--mount", path)
     finally:
-        node.shell("umount /mnt/taken || true; rm -rf /mnt/full /mnt/taken /mnt/link /mnt/plain /tmp/outside")
+        node.shell("umount /mnt/tmpfs /mnt/disk; rmdir /mnt/tmpfs /mnt/disk; rm -r /mnt/full /mnt/link /mnt/plain /tmp/outside")
 
 
 def test_a_node_without_iscsid_or_without_a_name_is_refused(node: Attachd) -> None:
@@ -299,6 +300,14 @@ def test_a_device_that_somebody_else_uses_is_neither_detached_nor_used(node: Att
         expect(result.cinder_calls() == [], f"calls: {result.cinder_calls()}")
         expect(node.execute(["mountpoint", "-q", MOUNT]).code == 0, "the first mount was taken away")
         node.shell("umount /mnt/second; rmdir /mnt/second")
+
+        # What somebody mounted over it is not unmounted in its place.
+        for mount, code in ((f"mount -t tmpfs none {MOUNT}", 5), (f"mount --bind /persist {MOUNT}", 3)):
+            node.shell(mount)
+            result = node.run("detach", v)
+            expect(result.code == code and "mounted over it" in result.stderr, f"after {mount}: {result}")
+            node.shell(f"[ $(grep -c ' {MOUNT} ' /proc/mounts) = 2 ]; umount {MOUNT}; mountpoint -q {MOUNT}")
+        in_use_once(node, v)
 
         node.shell(f"cd {MOUNT}; setsid sleep 600 >/dev/null 2>&1 & echo $! > /tmp/sleeper")
         result = node.run("detach", v)
