@@ -411,6 +411,8 @@ async fn a_dead_portal_costs_a_path_and_heals() {
         let attached = node.attach(&spec).await.unwrap();
         assert_eq!(attached.warnings.len(), 1, "{:?}", attached.warnings);
         node.world.state().set_portal(portal, true);
+        // The kernel answers the scan before it has made the disk.
+        node.world.state().kernel.late.insert(portal, 3);
         let attached = node.attach(&spec).await.unwrap();
         assert!(attached.warnings.is_empty(), "{:?}", attached.warnings);
         node.assert_usable(&spec, 4).await;
@@ -483,6 +485,34 @@ async fn a_disk_that_comes_late_is_waited_for() {
         node.attach(&spec).await.unwrap();
         node.assert_usable(&spec, 4).await;
         node.detach(spec.volume).await.unwrap();
+        node.assert_nothing_left();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_detach_waits_for_disks_that_the_kernel_is_still_making() {
+    for style in STYLES {
+        let mut node = Node::new(style);
+        let (spec, neighbour) = (node.spec(0), node.spec(1));
+        node.attach(&neighbour).await.unwrap();
+        let portals = node.world.state().storage.portals.clone();
+        for portal in &portals {
+            node.world.state().kernel.late.insert(*portal, 9);
+        }
+        let scan = {
+            let mut twin = Node::new(style);
+            twin.attach(&neighbour).await.unwrap();
+            let begin = twin.world.operations();
+            twin.attach(&spec).await.unwrap();
+            let state = twin.world.state();
+            let scan = state.journal.iter().rposition(|line| line.contains("ScanLuns"));
+            scan.unwrap() - begin
+        };
+        node.world.plan_fault(scan, Fault::Crash(When::After));
+        assert!(matches!(node.attach(&spec).await, Err(End::Killed)));
+        assert!(node.world.state().kernel.disks.iter().any(|disk| disk.appears_in > 0));
+        node.detach(spec.volume).await.unwrap();
+        node.detach(neighbour.volume).await.unwrap();
         node.assert_nothing_left();
     }
 }

@@ -247,6 +247,7 @@ impl<E: Executor> Host for LinuxHost<E> {
             Ok(HostState {
                 sessions: snapshot.sessions,
                 devices: snapshot.devices,
+                nascent: snapshot.nascent,
                 maps: snapshot.maps,
                 mounts,
             })

@@ -44,6 +44,8 @@ pub struct Snapshot {
     pub sessions: Vec<Session>,
     /// Their disks.
     pub devices: Vec<ScsiDevice>,
+    /// SCSI devices without their disk.
+    pub nascent: Vec<Hctl>,
     /// All multipath maps.
     pub maps: Vec<MultipathMap>,
 }
@@ -59,7 +61,7 @@ impl Sysfs {
         let mut snapshot = Snapshot::default();
         for (name, path) in self.list("class/iscsi_session")? {
             if let Some(session) = self.session(&name, &path)? {
-                disks_of(&path, &mut snapshot.devices)?;
+                disks_of(&path, &mut snapshot)?;
                 snapshot.sessions.push(session);
             }
         }
@@ -72,6 +74,7 @@ impl Sysfs {
         }
         snapshot.sessions.sort_by_key(|session| session.sid);
         snapshot.devices.sort_by_key(|device| device.hctl);
+        snapshot.nascent.sort();
         snapshot.maps.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(snapshot)
     }
@@ -180,21 +183,29 @@ impl Sysfs {
     }
 }
 
-/// All disks of a session.
-fn disks_of(session: &Path, found: &mut Vec<ScsiDevice>) -> Result<(), HostError> {
+/// All disks of a session, those to come included.
+fn disks_of(session: &Path, found: &mut Snapshot) -> Result<(), HostError> {
     for (name, target) in entries(&session.join("device"))? {
         if !name.starts_with("target") {
             continue;
         }
         for (name, path) in entries(&target)? {
-            if let Ok(hctl) = name.parse::<Hctl>()
-                && let Some(disk) = disk(hctl, &path)?
-            {
-                found.push(disk);
+            let Ok(hctl) = name.parse::<Hctl>() else { continue };
+            match disk(hctl, &path)? {
+                Some(disk) => found.devices.push(disk),
+                None if is_nascent(&path)? => found.nascent.push(hctl),
+                None => {}
             }
         }
     }
     Ok(())
+}
+
+/// Whether a SCSI device is a disk by its type (0: direct access) that isn't about to go.
+fn is_nascent(path: &Path) -> Result<bool, HostError> {
+    let state = text(&path.join("state"))?;
+    Ok(parsed::<u8>(&path.join("type"))? == Some(0)
+        && !matches!(state.as_deref(), None | Some("cancel" | "del")))
 }
 
 fn disk(hctl: Hctl, path: &Path) -> Result<Option<ScsiDevice>, HostError> {
@@ -362,6 +373,26 @@ mod tests {
         assert_eq!(snapshot.sessions.len(), 1);
         assert_eq!(snapshot.devices.len(), 1);
         assert!(snapshot.maps.is_empty());
+    }
+
+    #[test]
+    fn a_scsi_device_whose_disk_is_still_to_come_is_told_from_what_is_none_or_goes() {
+        let tree = fixtures::sysfs("two-paths");
+        let sysfs = Sysfs::new(tree.path());
+        let device = tree.path().join("devices/platform/host0/session4/target0:0:0/0:0:0:1");
+        fs::remove_dir_all(device.join("block")).unwrap();
+        for (kind, state, nascent) in [
+            ("0\n", "running\n", true),
+            ("0\n", "blocked\n", true),
+            ("12\n", "running\n", false),
+            ("0\n", "cancel\n", false),
+        ] {
+            fs::write(device.join("type"), kind).unwrap();
+            fs::write(device.join("state"), state).unwrap();
+            let snapshot = sysfs.snapshot().unwrap();
+            assert_eq!(snapshot.devices.len(), 1);
+            assert_eq!(snapshot.nascent == [hctl("0:0:0:1")], nascent, "{kind}{state}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{DeviceName, DeviceNumber, Hctl, Iqn, Portal, Target, Wwid};
+use super::{DeviceName, DeviceNumber, Hctl, Iqn, Lun, Portal, Target, Wwid};
 
 /// An iSCSI session as sysfs shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -148,6 +148,10 @@ pub struct HostState {
     pub sessions: Vec<Session>,
     /// All SCSI disks that belong to an iSCSI session.
     pub devices: Vec<ScsiDevice>,
+    /// SCSI devices of iSCSI sessions whose disk the kernel still has to make: it answers a scan as
+    /// soon as the device is there, and attaches the disk driver to it afterwards.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub nascent: Vec<Hctl>,
     /// All multipath maps.
     pub maps: Vec<MultipathMap>,
     /// All mounts of block devices.
@@ -171,6 +175,12 @@ impl HostState {
     /// All disks of a session.
     pub fn devices_of<'a>(&'a self, session: &'a Session) -> impl Iterator<Item = &'a ScsiDevice> {
         self.devices.iter().filter(move |d| d.hctl.host == session.host)
+    }
+
+    /// The LUNs of a session whose disks the kernel still has to make.
+    pub fn nascent_of(&self, session: &Session) -> impl Iterator<Item = Lun> {
+        let host = session.host;
+        self.nascent.iter().filter(move |hctl| hctl.host == host).map(|hctl| Lun(hctl.lun))
     }
 
     /// The disk with this name.

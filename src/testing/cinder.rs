@@ -307,8 +307,10 @@ impl World {
             self.set_status(volume, "available");
         }
         if let Some((iqn, lun)) = gone.address.filter(|at| !self.storage.exports.contains_key(at)) {
-            // A disk that the kernel is still probing never comes.
-            self.kernel.disks.retain(|d| d.appears_in == 0 || d.iqn != iqn || d.hctl.lun != lun);
+            // A disk that the kernel couldn't make till now never comes.
+            self.kernel
+                .disks
+                .retain(|d| d.appears_in < u32::MAX || d.iqn != iqn || d.hctl.lun != lun);
         }
         self.kernel.refresh_sessions(&self.storage);
         self.event();

@@ -102,7 +102,7 @@ impl World {
                 .kernel
                 .disks
                 .iter()
-                .filter(|disk| disk.hctl.host == session.host && disk.appears_in == 0)
+                .filter(|disk| disk.hctl.host == session.host && disk.appears_in < u32::MAX)
                 .map(|disk| disk.name.to_string())
                 .collect();
             if !carried.is_empty() {
@@ -120,7 +120,7 @@ impl World {
             .kernel
             .disks
             .iter()
-            .filter(|d| d.iqn == iqn && d.hctl.lun == lun && d.appears_in == 0)
+            .filter(|d| d.iqn == iqn && d.hctl.lun == lun && d.appears_in < u32::MAX)
             .cloned()
             .collect();
         let mut left: Vec<String> = disks.iter().map(|disk| disk.name.to_string()).collect();

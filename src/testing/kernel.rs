@@ -268,6 +268,7 @@ impl Kernel {
                 .filter(|disk| disk.appears_in == 0)
                 .map(|disk| self.shown_disk(disk, storage))
                 .collect(),
+            nascent: self.disks.iter().filter(|d| d.appears_in > 0).map(|d| d.hctl).collect(),
             maps: self.maps.iter().map(shown_map).collect(),
             mounts: self.mounts.iter().map(shown_mount).collect(),
         }

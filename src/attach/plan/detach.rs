@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Next, Settled, attach::no_lost_reservation, phase_of, refuse, step};
+use super::{Awaited, Next, Settled, attach::no_lost_reservation, phase_of, refuse, step, wait};
 use crate::{
     attach::{AttachmentView, Observed, Phase, Record, Refusal, Reservation, Step},
     model::{
@@ -34,6 +34,7 @@ pub(super) fn settle(record: Option<&Record>, observed: &Observed) -> Settled {
         );
     }
     let road = Road { record, observed };
+    road.disks_to_come()?;
     let disks = road.disks();
     let maps = road.maps(&disks);
     // Everything that could object is asked before the first change.
@@ -97,10 +98,13 @@ impl<'a> Road<'a> {
     /// The disks of a logical unit, through whatever portal.
     fn disks_at(&self, path: &TargetPath) -> impl Iterator<Item = &'a ScsiDevice> {
         let host = &self.observed.host;
-        let sessions = host.sessions.iter().filter(move |found| found.iqn == path.target.iqn);
-        sessions
+        self.sessions_of(path)
             .flat_map(|session| host.devices_of(session))
             .filter(move |disk| disk.hctl.lun == path.lun.0)
+    }
+
+    fn sessions_of(&self, path: &TargetPath) -> impl Iterator<Item = &'a Session> {
+        self.observed.host.sessions.iter().filter(move |found| found.iqn == path.target.iqn)
     }
 
     /// Disks of a volume that was taken away stand where this one is exported: once this attachment
@@ -118,6 +122,25 @@ impl<'a> Road<'a> {
             }
         }
         Ok(())
+    }
+
+    /// A scan that was cut short leaves disks that the kernel is still making: they would come after
+    /// the attachment is gone.
+    fn disks_to_come(&self) -> Settled {
+        let mut awaited = Vec::new();
+        for path in self.record.paths.iter().filter(|path| self.successor(path).is_none()) {
+            for session in self.sessions_of(path) {
+                let nascent = self.observed.host.nascent_of(session).any(|lun| lun == path.lun);
+                let target = Target { iqn: session.iqn.clone(), portal: session.portal };
+                if nascent && !awaited.contains(&target) {
+                    awaited.push(target);
+                }
+            }
+        }
+        if awaited.is_empty() || self.observed.attempt.overdue.disks {
+            return Ok(());
+        }
+        wait(Awaited::Disks { targets: awaited }, "the kernel is still making disks of the volume")
     }
 
     /// The disks at this attachment's addresses.
@@ -260,11 +283,16 @@ impl<'a> Road<'a> {
             if sessions.peek().is_none() {
                 return !self.observed.attempt.logged_out.contains(target);
             }
-            sessions.all(|session| {
-                mark.of_session(session) && self.observed.host.devices_of(session).next().is_none()
-            })
+            sessions.all(|session| mark.of_session(session) && self.carries_nothing(session))
         });
         targets.into_iter().collect()
+    }
+
+    /// No disk, nor one to come; but one of this volume that doesn't come (see [`Self::disks_to_come`]).
+    fn carries_nothing(&self, session: &Session) -> bool {
+        let host = &self.observed.host;
+        let own = |lun| self.record.paths.iter().any(|path| path.lun == lun);
+        host.devices_of(session).next().is_none() && host.nascent_of(session).all(own)
     }
 
     /// Targets that attachd has nothing at any more, or that somebody else has by now.

@@ -42,6 +42,10 @@ impl<'a> Road<'a> {
         host.devices_of(session).find(|disk| disk.hctl.lun == path.lun.0)
     }
 
+    fn is_nascent(&self, session: &Session, path: &TargetPath) -> bool {
+        self.observed.host.nascent_of(session).any(|lun| lun == path.lun)
+    }
+
     /// Sessions, disks, identity: everything below the device that is used.
     pub(super) fn disks(&self) -> Settled<(Wwid, Vec<&'a ScsiDevice>)> {
         self.sessions()?;
@@ -96,7 +100,7 @@ impl<'a> Road<'a> {
     /// The disks that are there; each of them was scanned or read anew by this very attach.
     fn present(&self) -> Settled<Vec<&'a ScsiDevice>> {
         let attempt = &self.observed.attempt;
-        let (mut absent, mut awaited) = (Vec::new(), Vec::new());
+        let (mut absent, mut awaited, mut nascent) = (Vec::new(), Vec::new(), Vec::new());
         let (mut stale, mut unread, mut disks) = (Vec::new(), Vec::new(), Vec::new());
         for path in self.wanted() {
             let Some(session) = self.observed.host.session(&path.target) else { continue };
@@ -105,6 +109,7 @@ impl<'a> Road<'a> {
             }
             let address = (session.host, path.lun.0);
             match self.disk_at(path) {
+                None if self.is_nascent(session, path) => nascent.push(path.target.clone()),
                 None if attempt.scanned.contains(&address) => awaited.push(path.target.clone()),
                 None => absent.push((session.host, path.lun)),
                 Some(disk) => {
@@ -132,9 +137,12 @@ impl<'a> Road<'a> {
                 "the disks were there before this run; what the kernel remembers of them may be old",
             );
         }
-        // What is in use can do without a path that is missing, but not without any.
-        let needed = !self.record.completed || disks.is_empty();
-        if !awaited.is_empty() && !attempt.overdue.disks && needed {
+        // What is in use can do without a path whose LUN is missing, but not without any.
+        if self.record.completed && !disks.is_empty() {
+            awaited.clear();
+        }
+        awaited.append(&mut nascent);
+        if !awaited.is_empty() && !attempt.overdue.disks {
             return wait(
                 Awaited::Disks { targets: awaited },
                 "the LUN was scanned on every session",
