@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -12,12 +13,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lablib import cases
+from lablib import cases, guest
 from lablib.build import build, cargo
 from lablib.cache import artefact, content_key
 from lablib.commands import run
 from lablib.errors import LabError
 from lablib.lifecycle import Wishes, down, up
+from lablib.node import Attachd
 from lablib.packages import apt_get
 from lablib.state import PROJECT_DIR, PROJECT_ID, Lab
 
@@ -58,8 +60,12 @@ def _show(argv: list[str], timeout: float, env: dict[str, str] | None = None) ->
 
 
 def _cargo_tests(tally: Tally, arguments: list[str], env: dict[str, str] | None = None) -> None:
-    """Run cargo test and add up what it says of itself."""
-    argv = [cargo(), "test", "--locked", "--all-features", "--no-fail-fast", *arguments]
+    """Run cargo test."""
+    _count(tally, [cargo(), "test", "--locked", "--all-features", "--no-fail-fast", *arguments], "cargo test", env)
+
+
+def _count(tally: Tally, argv: list[str], what: str, env: dict[str, str] | None = None) -> None:
+    """Run Rust's test programs and add up what they say of themselves."""
     print("+ " + " ".join(argv), flush=True)
     process = subprocess.Popen(argv, cwd=PROJECT_DIR, stdout=subprocess.PIPE, text=True, env={**os.environ, **(env or {})})
     results = 0
@@ -76,7 +82,7 @@ def _cargo_tests(tally: Tally, arguments: list[str], env: dict[str, str] | None 
             tally.notes.append(failure[1])
     code = process.wait()
     if results == 0 or (code != 0 and tally.failed == 0):
-        tally.count(False, f"cargo test ended with {code} after {results} test programs")
+        tally.count(False, f"{what} ended with {code} after {results} test programs")
 
 
 def lint() -> Tally:
@@ -134,6 +140,30 @@ def real_cinder() -> Tally:
     return tally
 
 
+def real_host() -> Tally:
+    """The host layer on a real kernel, with the kernel's own target: tests/linux_host.rs."""
+    node = Attachd(_lab(), "node1")
+    program = _test_program("linux_host")
+    guest.copy_in(node.lab, node.record, program, "/run/linux_host")
+    tally = Tally()
+    argv = guest.command(node.lab, node.record, ["/run/linux_host", "--ignored", "--test-threads=1"], timeout=900)
+    _count(tally, argv, "linux_host")
+    node.shell("rm /run/linux_host")
+    left = node.leftovers()
+    tally.count(not left, "left behind: " + ", ".join(left))
+    return tally
+
+
+def _test_program(name: str) -> Path:
+    """Build one of the test programs, and return where it is."""
+    argv = [cargo(), "test", "--locked", "--all-features", "--no-run", "--test", name, "--message-format", "json-render-diagnostics"]
+    for line in run(argv, timeout=3600, cwd=PROJECT_DIR).splitlines():
+        message = json.loads(line)
+        if message.get("reason") == "compiler-artifact" and message["target"]["name"] == name and message["executable"]:
+            return Path(message["executable"])
+    raise LabError(f"cargo built no test program {name}")
+
+
 def real_node(only: str | None = None, binary: Path | None = None) -> Tally:
     """attachd on a real kernel, with tgt: tests/lab."""
     return _on_the_node(_lab(), PROJECT_DIR / "tests/lab", only, binary)
@@ -159,7 +189,8 @@ def demo() -> Tally:
 
 
 _TIERS: dict[str, Callable[..., Tally]] = {
-    "lint": lint, "policy": policy, "pure": pure, "cinder": real_cinder, "node": real_node, "lio": real_lio, "demo": demo,
+    "lint": lint, "policy": policy, "pure": pure, "cinder": real_cinder, "host": real_host,
+    "node": real_node, "lio": real_lio, "demo": demo,
 }
 
 
