@@ -13,7 +13,8 @@
 //! | module         | may use                                        |
 //! |----------------|------------------------------------------------|
 //! | `cli`          | everything but `testing`                       |
-//! | `requests_dir` | `attach`, `cinder`, `crd`, `host`, `model`, `projection` |
+//! | `controller`, `requests_dir` | `attach`, `cinder`, `crd`, `host`, `model`, `projection`, `requests` |
+//! | `requests`     | `attach`, `cinder`, `host`, `model`, `projection` |
 //! | `projection`   | `attach`, `crd`, `model`                       |
 //! | `attach`       | `cinder`, `host`, `model`                      |
 //! | `cinder`, `crd`, `host` | `model`                               |
@@ -24,10 +25,12 @@ pub mod attach;
 pub mod cinder;
 pub mod cli;
 pub mod config;
+pub mod controller;
 pub mod crd;
 pub mod host;
 pub mod model;
 pub mod projection;
+pub mod requests;
 pub mod requests_dir;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

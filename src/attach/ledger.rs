@@ -24,6 +24,8 @@ pub enum Origin {
     CommandLine,
     /// A file of the requests directory, by the request's name.
     RequestsDir(String),
+    /// A `VolumeAttachRequest` of the cluster, by its name.
+    Cluster(String),
 }
 
 impl std::fmt::Display for Origin {
@@ -31,6 +33,7 @@ impl std::fmt::Display for Origin {
         match self {
             Self::CommandLine => f.write_str("the command line"),
             Self::RequestsDir(name) => write!(f, "the request {name:?} in the requests directory"),
+            Self::Cluster(name) => write!(f, "the VolumeAttachRequest {name:?} of the cluster"),
         }
     }
 }

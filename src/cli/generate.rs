@@ -8,7 +8,8 @@ use crate::crd;
 
 pub(super) fn crd() -> Result<(), Failure> {
     let manifests = crd::manifests().map_err(io::Error::other)?;
-    Ok(output::write(&manifests)?)
+    let documents: Vec<String> = manifests.into_iter().map(|(_, text)| text).collect();
+    Ok(output::write(&documents.join("---\n"))?)
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
+use tokio::sync::Semaphore;
 
 use super::{context, exit::Failure};
 use crate::{
@@ -39,10 +40,9 @@ impl Run {
             directory: self.requests_dir.clone(),
             node_name,
             mounts_dir: options.mounts_dir(),
-            concurrency: self.concurrency,
             longest_pause: Duration::from_mins(1),
         };
-        RequestsDir::new(engine, config)
+        RequestsDir::new(engine, Arc::new(Semaphore::new(self.concurrency)), config)
             .serve(stop)
             .await
             .map_err(|error| Failure::Other(described(&error)))

@@ -9,8 +9,10 @@ use serde_json::Value;
 
 use super::blocking;
 use crate::{
+    attach::{Origin, Record},
     crd::{VolumeAttachRequestSpec, VolumeAttachRequestStatus},
     projection::{self, Standing},
+    requests::{Refused, Subject},
 };
 
 const API_VERSION: &str = "attachd.dev/v1alpha1";
@@ -210,6 +212,31 @@ impl StatusFile {
         {
             tracing::error!(path = %self.path.display(), "the status can't be removed: {error}");
         }
+    }
+}
+
+/// Files are always at hand, and a status that can't be written is logged.
+impl Subject for StatusFile {
+    fn origin(&self) -> Origin {
+        Origin::RequestsDir(self.name.clone())
+    }
+
+    async fn admit(&self, _: Option<&Record>) -> Result<(), Refused> {
+        Ok(())
+    }
+
+    async fn report(&self, standing: Standing<'_>) -> Result<(), Refused> {
+        self.write(standing).await;
+        Ok(())
+    }
+
+    async fn wants_detach(&self) -> Result<bool, Refused> {
+        Ok(true)
+    }
+
+    async fn release(&self) -> Result<(), Refused> {
+        self.remove().await;
+        Ok(())
     }
 }
 

@@ -2,25 +2,17 @@
 //! `VolumeAttachRequest`, attachd writes `NAME.status.yaml` beside it, and removing the file detaches.
 //!
 //! ```text
-//!   inotify ─► scan (whole directory) ─► one worker a request ─► engine ─► status file
+//!   inotify ─► scan (whole directory) ─► workers (crate::requests) ─► status files
 //! ```
 
 mod files;
-mod worker;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use inotify::{Inotify, WatchMask};
 use tokio::{
     sync::{Semaphore, watch},
-    task::JoinSet,
     time::timeout,
 };
 
@@ -28,10 +20,8 @@ use crate::{
     attach::{Engine, LedgerError, Origin},
     cinder::BlockStorage,
     host::Host,
-    requests_dir::{
-        files::{Found, Scan, StatusFile},
-        worker::{Wanted, Wish, Worker},
-    },
+    requests::{Wanted, Workers},
+    requests_dir::files::{Found, Scan, StatusFile},
 };
 
 /// Events may be lost (the queue is bounded), so the directory is looked at now and then anyway.
@@ -49,8 +39,6 @@ pub struct RequestsDirConfig {
     pub node_name: String,
     /// Where requests without a mount path are mounted, each under its name.
     pub mounts_dir: PathBuf,
-    /// How many requests are worked on at once.
-    pub concurrency: usize,
     /// The longest pause between two tries of one request.
     pub longest_pause: Duration,
 }
@@ -73,30 +61,22 @@ pub enum RequestsDirError {
     Ledger(#[from] LedgerError),
 }
 
-struct Handle {
-    wish: watch::Sender<Wish>,
-    /// Ends the wish.
-    over: watch::Sender<bool>,
-    /// The status that the worker writes.
-    status: StatusFile,
-    /// The status was written over since, because the file could not be served.
-    refused: bool,
-}
-
 /// Serves a directory of requests.
 pub struct RequestsDir<H, C> {
     engine: Arc<Engine<H, C>>,
     config: RequestsDirConfig,
-    permits: Arc<Semaphore>,
-    handles: BTreeMap<String, Handle>,
-    workers: JoinSet<String>,
+    workers: Workers<H, C, StatusFile>,
 }
 
 impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
-    /// A server; nothing happens yet.
-    pub fn new(engine: Arc<Engine<H, C>>, config: RequestsDirConfig) -> Self {
-        let permits = Arc::new(Semaphore::new(config.concurrency));
-        Self { engine, config, permits, handles: BTreeMap::new(), workers: JoinSet::new() }
+    /// A server; nothing happens yet. As many requests are worked on at once as there are permits.
+    pub fn new(
+        engine: Arc<Engine<H, C>>,
+        permits: Arc<Semaphore>,
+        config: RequestsDirConfig,
+    ) -> Self {
+        let workers = Workers::new(Arc::clone(&engine), permits, config.longest_pause);
+        Self { engine, config, workers }
     }
 
     /// Serves until asked to stop; then waits for the steps under way. What is attached stays so.
@@ -115,12 +95,12 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
         inotify.watches().add(&directory, mask | WatchMask::ONLYDIR).map_err(io("watching"))?;
         let mut events = inotify.into_event_stream([0; 4096]).map_err(io("watching"))?;
         self.scan().await?;
-        tracing::info!(directory = %directory.display(), requests = self.handles.len(), "serving requests");
+        tracing::info!(directory = %directory.display(), requests = self.workers.names().len(), "serving requests");
         loop {
             tokio::select! {
                 Ok(_) = stop.wait_for(|stop| *stop) => break,
                 // Its request may have come back while it ended.
-                Some(ended) = self.workers.join_next() => self.worker_ended(ended),
+                () = self.workers.ended() => {}
                 _ = timeout(FALLBACK_SCAN, events.next()) => {
                     while timeout(SETTLE, events.next()).await.is_ok() {}
                 }
@@ -129,24 +109,8 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
                 tracing::error!("{error}: {}", source(&error));
             }
         }
-        for handle in self.handles.values_mut() {
-            handle.send(Wanted::Shutdown);
-        }
-        while self.workers.join_next().await.is_some() {}
+        self.workers.shut_down().await;
         Ok(())
-    }
-
-    fn worker_ended(&mut self, ended: Result<String, tokio::task::JoinError>) {
-        match ended {
-            Ok(name) => {
-                self.handles.remove(&name);
-            }
-            Err(error) => {
-                tracing::error!("a request's worker ended: {error}");
-                // Its handle can't be told by the error; all dead ones are taken away.
-                self.handles.retain(|_, handle| !handle.wish.is_closed());
-            }
-        }
     }
 
     /// Brings the workers to what the directory holds.
@@ -175,14 +139,17 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
             }
         }
         self.orphans(&present, &scan.left).await?;
-        for (name, handle) in &mut self.handles {
-            if !present.contains(name) {
-                handle.send(Wanted::Detached);
+        for name in self.workers.names() {
+            if !present.contains(&name)
+                && let Some(subject) = self.workers.subject(&name)
+            {
+                self.workers.want(&name, Wanted::Detached { subject });
             }
         }
+        let served = self.workers.subjects();
         for status in scan.left {
             // A worker takes its own away, when it has detached.
-            if self.handles.values().all(|handle| handle.status != status) {
+            if !served.contains(&status) {
                 status.remove().await;
             }
         }
@@ -191,9 +158,7 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
 
     /// Says why a file can't be served. What it asked for before goes on.
     async fn refuse(&mut self, status: &StatusFile, reason: &str, message: &str) {
-        if let Some(handle) = self.handles.get_mut(status.name()) {
-            handle.refused = true;
-        }
+        self.workers.written_over(status.name());
         status.refuse(reason, message).await;
     }
 
@@ -213,14 +178,8 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
         }
         match spec.to_attach_spec(&self.config.mounts_dir.join(&name)) {
             Ok(spec) => {
-                let wanted = Wanted::Attached { spec: Box::new(spec), status: status.clone() };
-                match self.handles.get_mut(&name) {
-                    Some(handle) => {
-                        handle.status = status;
-                        handle.send(wanted);
-                    }
-                    None => self.spawn(name, wanted, status),
-                }
+                let wanted = Wanted::Attached { spec: Box::new(spec), subject: status };
+                self.workers.want(&name, wanted);
             }
             Err(error) => {
                 let message = match std::error::Error::source(&error) {
@@ -243,47 +202,19 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
                 Ok(record) => {
                     if let Origin::RequestsDir(name) = record.origin
                         && !present.contains(&name)
-                        && !self.handles.contains_key(&name)
+                        && !self.workers.has(&name)
                     {
                         let status = left.iter().find(|status| status.name() == name).cloned();
                         let status = status.unwrap_or_else(|| {
                             StatusFile::new(&self.config.directory, &name, &name)
                         });
-                        self.spawn(name, Wanted::Detached, status);
+                        self.workers.want(&name, Wanted::Detached { subject: status });
                     }
                 }
                 Err(error) => tracing::error!("{error}: {}", source(&error)),
             }
         }
         Ok(())
-    }
-
-    fn spawn(&mut self, name: String, wanted: Wanted, status: StatusFile) {
-        let (over, is_over) = watch::channel(false);
-        let (wish, receiver) = watch::channel(Wish { wanted, over: is_over });
-        let worker = Worker {
-            engine: Arc::clone(&self.engine),
-            name: name.clone(),
-            wish: receiver,
-            permits: Arc::clone(&self.permits),
-            longest_pause: self.config.longest_pause,
-            status: status.clone(),
-        };
-        self.handles.insert(name, Handle { wish, over, status, refused: false });
-        self.workers.spawn(worker.run());
-    }
-}
-
-impl Handle {
-    /// Tells the worker; one that is busy with something else stops at the next safe point.
-    fn send(&mut self, wanted: Wanted) {
-        let again = std::mem::take(&mut self.refused);
-        if !again && self.wish.borrow().wanted == wanted {
-            return;
-        }
-        let (over, is_over) = watch::channel(false);
-        self.wish.send_replace(Wish { wanted, over: is_over });
-        std::mem::replace(&mut self.over, over).send_replace(true);
     }
 }
 

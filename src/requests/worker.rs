@@ -1,0 +1,219 @@
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
+
+use super::{Refused, Subject, Wanted};
+use crate::{
+    attach::{AttachError, Attached, Engine, Origin, Progress, Record, Refusal},
+    cinder::BlockStorage,
+    host::Host,
+    model::{AttachSpec, Retry},
+    projection::Standing,
+};
+
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+/// What is wanted, and whether that is over. Both in one, so that the end of one wish can't be taken for
+/// the end of the next.
+#[derive(Debug)]
+pub(super) struct Wish<S> {
+    pub(super) wanted: Wanted<S>,
+    pub(super) over: watch::Receiver<bool>,
+}
+
+pub(super) struct Worker<H, C, S> {
+    pub(super) engine: Arc<Engine<H, C>>,
+    pub(super) name: String,
+    pub(super) wish: watch::Receiver<Wish<S>>,
+    pub(super) permits: Arc<Semaphore>,
+    pub(super) longest_pause: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum WorkError {
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The source doesn't let the request be served.
+    #[error(transparent)]
+    Held(Refused),
+    /// The source can't be told.
+    #[error(transparent)]
+    Untold(Refused),
+}
+
+impl WorkError {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Attach(error) => error.reason(),
+            Self::Held(refused) | Self::Untold(refused) => refused.reason,
+        }
+    }
+
+    fn retry(&self) -> Retry {
+        match self {
+            Self::Attach(error) => error.retry(),
+            Self::Held(refused) => refused.retry,
+            Self::Untold(_) => Retry::Backoff,
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Attach(error) => error.chain(),
+            Self::Held(refused) | Self::Untold(refused) => refused.message.clone(),
+        }
+    }
+}
+
+impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
+    /// Works until the request is gone and detached, or until shutdown; gives back its name, and what
+    /// it didn't see of what is wished.
+    pub(super) async fn run(mut self) -> (String, watch::Receiver<Wish<S>>) {
+        self.work().await;
+        (self.name, self.wish)
+    }
+
+    async fn work(&mut self) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let (wanted, over) = {
+                let wish = self.wish.borrow_and_update();
+                (wish.wanted.clone(), wish.over.clone())
+            };
+            let (result, subject) = match &wanted {
+                Wanted::Kept => return,
+                Wanted::Attached { spec, subject } => {
+                    (self.attach(spec, subject, &over).await, subject)
+                }
+                Wanted::Detached { subject } => match self.detach(subject, &over).await {
+                    Ok(()) => return,
+                    Err(error) => (Err(error), subject),
+                },
+            };
+            let rest = match result {
+                Ok(()) => {
+                    pause = FIRST_PAUSE;
+                    None
+                }
+                // There is another wish already.
+                Err(WorkError::Attach(AttachError::Stopped { .. })) => continue,
+                Err(error) => {
+                    let detaching = matches!(wanted, Wanted::Detached { .. });
+                    let told = self.failed(&error, subject, detaching).await;
+                    match error.retry() {
+                        Retry::OnChange if told && !detaching => None,
+                        // The request is gone: nothing will change but the node.
+                        Retry::OnChange if told => Some(self.longest_pause),
+                        Retry::OnChange | Retry::Now | Retry::Backoff => {
+                            let rest = pause;
+                            pause = (pause * 2).min(self.longest_pause);
+                            Some(rest)
+                        }
+                    }
+                }
+            };
+            if !self.changed(rest).await {
+                return;
+            }
+        }
+    }
+
+    /// Waits for another wish, or for the pause to end; false where nobody can wish any more.
+    async fn changed(&mut self, rest: Option<Duration>) -> bool {
+        match rest {
+            None => self.wish.changed().await.is_ok(),
+            Some(rest) => !matches!(timeout(rest, self.wish.changed()).await, Ok(Err(_))),
+        }
+    }
+
+    async fn attach(
+        &self,
+        spec: &AttachSpec,
+        subject: &S,
+        over: &watch::Receiver<bool>,
+    ) -> Result<(), WorkError> {
+        let origin = subject.origin();
+        let records = self.records(&origin).await?;
+        // What this request had attached before its volume was changed must not be forgotten over it.
+        if let Some(other) = records.iter().find(|record| record.spec.volume != spec.volume) {
+            let volume = other.spec.volume;
+            let difference = format!("volume {volume} now, {} asked", spec.volume);
+            return Err(AttachError::from(Refusal::AttachedDifferently { volume, difference }).into());
+        }
+        subject.admit(records.first()).await.map_err(WorkError::Held)?;
+        let attached = {
+            let _permit = self.permits.acquire().await;
+            self.engine.attach(spec, &origin, &|progress| self.log(progress), over).await?
+        };
+        self.attached(&attached, subject).await
+    }
+
+    /// Detaches all that this request has attached.
+    async fn detach(&self, subject: &S, over: &watch::Receiver<bool>) -> Result<(), WorkError> {
+        if subject.wants_detach().await.map_err(WorkError::Untold)? {
+            let origin = subject.origin();
+            for record in self.records(&origin).await? {
+                let _permit = self.permits.acquire().await;
+                let report = |progress| self.log(progress);
+                self.engine.detach(record.spec.volume, &origin, &report, over).await?;
+            }
+        }
+        subject.release().await.map_err(WorkError::Untold)
+    }
+
+    /// The records that this request made.
+    async fn records(&self, origin: &Origin) -> Result<Vec<Record>, AttachError> {
+        let records = self.engine.ledger().records().await?;
+        // Those that can't be read are logged by the source.
+        Ok(records.into_iter().flatten().filter(|record| &record.origin == origin).collect())
+    }
+
+    async fn attached(&self, attached: &Attached, subject: &S) -> Result<(), WorkError> {
+        if attached.changed {
+            let device = attached.device.display();
+            tracing::info!(request = %self.name, volume = %attached.volume, %device, "attached");
+        }
+        subject.report(Standing::Attached(attached)).await.map_err(WorkError::Untold)
+    }
+
+    /// Says what went wrong; `false` where the source can't be told.
+    async fn failed(&self, error: &WorkError, subject: &S, detaching: bool) -> bool {
+        let message = error.text();
+        let what = if detaching { "detach" } else { "attach" };
+        tracing::error!(request = %self.name, reason = error.reason(), "could not {what}: {message}");
+        if matches!(error, WorkError::Untold(_)) {
+            return false;
+        }
+        let records = self.records(&subject.origin()).await.unwrap_or_default();
+        let standing = Standing::Unfinished {
+            record: records.first(),
+            reason: error.reason(),
+            message: &message,
+        };
+        match subject.report(standing).await {
+            Ok(()) => true,
+            Err(refused) => {
+                tracing::warn!(request = %self.name, reason = refused.reason, "{refused}");
+                false
+            }
+        }
+    }
+
+    fn log(&self, progress: Progress) {
+        let request = &self.name;
+        match progress {
+            Progress::Started { what, why, .. } => tracing::debug!(%request, why, "begin: {what}"),
+            Progress::Done { what, took, .. } => {
+                tracing::info!(%request, ms = took.as_millis(), "{what}");
+            }
+            Progress::Failed { what, took, .. } => {
+                tracing::warn!(%request, ms = took.as_millis(), "failed: {what}");
+            }
+            Progress::Waiting { what } => tracing::info!(%request, "waiting for {what}"),
+            Progress::Warning { what } => tracing::warn!(%request, "{what}"),
+        }
+    }
+}
