@@ -24,23 +24,29 @@ const LUN: Lun = Lun(7);
 /// mkfs.xfs wants 300 MiB.
 const SIZE: u64 = 320 << 20;
 const PORTALS: [&str; 2] = ["127.0.1.1:3260", "127.0.2.1:3260"];
+const PASSWORD: &str = "a-secret-of-16-b";
 const TARGETS: &str = "/sys/kernel/config/target";
 
-/// A LIO target with one file-backed LUN behind two portals, and CHAP.
+/// A LIO target with one file-backed LUN behind two portals.
 struct Lio {
     iqn: String,
     name: String,
+    chap: Option<Chap>,
 }
 
 impl Lio {
-    fn new(name: &str) -> Self {
+    fn with_chap(name: &str) -> Self {
+        Self::new(name, Some(chap(PASSWORD)))
+    }
+
+    fn new(name: &str, chap: Option<Chap>) -> Self {
         for module in ["target_core_mod", "target_core_file", "iscsi_target_mod"] {
             #[expect(clippy::disallowed_methods, reason = "the test's own target")]
             let loaded = std::process::Command::new("modprobe").arg(module).status().unwrap();
             assert!(loaded.success(), "this kernel has no {module}");
         }
-        let lio =
-            Self { iqn: format!("iqn.2026-11.dev.attachd.test:{name}"), name: name.to_owned() };
+        let iqn = format!("iqn.2026-11.dev.attachd.test:{name}");
+        let lio = Self { iqn, name: name.to_owned(), chap };
         let (image, disk) = (lio.image(), lio.disk());
         fs::File::create(&image).unwrap().set_len(SIZE).unwrap();
         fs::create_dir_all(&disk).unwrap();
@@ -55,15 +61,17 @@ impl Lio {
         fs::create_dir(&lun).unwrap();
         symlink(&disk, lun.join("disk")).unwrap();
         for (attribute, value) in [
-            ("authentication", "1"),
+            ("authentication", if lio.chap.is_some() { "1" } else { "0" }),
             ("generate_node_acls", "1"),
             ("demo_mode_write_protect", "0"),
             ("cache_dynamic_acls", "1"),
         ] {
             write(&group.join("attrib").join(attribute), value);
         }
-        write(&group.join("auth/userid"), "user");
-        write(&group.join("auth/password"), "a-secret-of-16-b");
+        if lio.chap.is_some() {
+            write(&group.join("auth/userid"), "user");
+            write(&group.join("auth/password"), PASSWORD);
+        }
         for portal in PORTALS {
             fs::create_dir(group.join("np").join(portal)).unwrap();
         }
@@ -148,14 +156,12 @@ fn disks(state: &HostState, targets: &[Target]) -> Vec<ScsiDevice> {
 }
 
 /// Records, logins, scan, disks.
-async fn connect(host: &LinuxHost, targets: &[Target]) -> Vec<ScsiDevice> {
-    let records = HostOp::WriteNodeRecords {
-        targets: targets.to_vec(),
-        chap: Some(chap("a-secret-of-16-b")),
-    };
+async fn connect(host: &LinuxHost, lio: &Lio) -> Vec<ScsiDevice> {
+    let targets = &lio.targets();
+    let records = HostOp::WriteNodeRecords { targets: targets.clone(), chap: lio.chap.clone() };
     assert!(apply(host, records.clone()).await);
     assert!(!apply(host, records).await);
-    let login = HostOp::Login { targets: targets.to_vec() };
+    let login = HostOp::Login { targets: targets.clone() };
     assert!(apply(host, login.clone()).await);
     assert!(!apply(host, login).await);
     let state = host.observe().await.unwrap();
@@ -199,10 +205,10 @@ async fn disconnect(host: &LinuxHost, targets: &[Target], disks: &[ScsiDevice]) 
 #[tokio::test]
 #[ignore = "needs root, iscsid, multipathd and LIO on a node that may be thrown away"]
 async fn a_volume_is_attached_formatted_mounted_and_detached_without_a_trace() {
-    for filesystem in [Filesystem::Ext4, Filesystem::Xfs] {
-        let lio = Lio::new(filesystem.name());
+    for (filesystem, chap) in [(Filesystem::Ext4, Some(chap(PASSWORD))), (Filesystem::Xfs, None)] {
+        let lio = Lio::new(filesystem.name(), chap);
         let (host, targets) = (host(), lio.targets());
-        let disks = connect(&host, &targets).await;
+        let disks = connect(&host, &lio).await;
         let map = map(&host, &disks).await;
         let device = map.device.clone();
         assert_eq!(host.contents(&device).await.unwrap(), Contents::Blank);
@@ -266,9 +272,9 @@ async fn a_volume_is_attached_formatted_mounted_and_detached_without_a_trace() {
 #[tokio::test]
 #[ignore = "needs root, iscsid, multipathd and LIO on a node that may be thrown away"]
 async fn a_busy_mount_is_refused_by_the_name_of_who_holds_it() {
-    let lio = Lio::new("busy");
+    let lio = Lio::with_chap("busy");
     let (host, targets) = (host(), lio.targets());
-    let disks = connect(&host, &targets).await;
+    let disks = connect(&host, &lio).await;
     let map = map(&host, &disks).await;
     let (device, filesystem) = (map.device.clone(), Filesystem::Ext4);
     apply(&host, HostOp::Format { device: device.clone(), filesystem, resume: false }).await;
@@ -292,7 +298,7 @@ async fn a_busy_mount_is_refused_by_the_name_of_who_holds_it() {
 #[tokio::test]
 #[ignore = "needs root, iscsid, multipathd and LIO on a node that may be thrown away"]
 async fn wrong_credentials_are_told_and_corrected_ones_replace_them() {
-    let lio = Lio::new("chap");
+    let lio = Lio::with_chap("chap");
     let (host, targets) = (host(), lio.targets());
     let wrong = HostOp::WriteNodeRecords {
         targets: targets.clone(),
@@ -302,14 +308,14 @@ async fn wrong_credentials_are_told_and_corrected_ones_replace_them() {
     let applied = host.apply(&HostOp::Login { targets: targets.clone() }).await.unwrap();
     let reasons: Vec<_> = applied.failures.iter().map(|(_, error)| error.reason()).collect();
     assert_eq!(reasons, ["AuthRejected", "AuthRejected"]);
-    let disks = connect(&host, &targets).await;
+    let disks = connect(&host, &lio).await;
     disconnect(&host, &targets, &disks).await;
 }
 
 #[tokio::test]
 #[ignore = "needs root, iscsid, multipathd and LIO on a node that may be thrown away"]
 async fn discovery_names_both_portals_and_leaves_no_record() {
-    let lio = Lio::new("discovery");
+    let lio = Lio::with_chap("discovery");
     let found = host().discover(lio.targets()[0].portal, None).await.unwrap();
     assert!(lio.targets().iter().all(|target| found.contains(target)), "{found:?}");
     for root in ["/etc/iscsi/nodes", "/var/lib/iscsi/nodes"] {
