@@ -10,9 +10,17 @@ use crate::{
     crd::{RequestDevice, RequestPath, VolumeAttachRequestStatus},
 };
 
+/// Ready's reason while nothing came of a request yet.
+pub const ATTACHING: &str = "Attaching";
+
+/// Ready's reason where a volume is attached, and nothing is amiss.
+pub const ATTACHED: &str = "Attached";
+
 /// Where a request stands.
 #[derive(Debug, Clone, Copy)]
 pub enum Standing<'a> {
+    /// The agent has taken it up.
+    Begun,
     /// It is attached.
     Attached(&'a Attached),
     /// It is being attached or detached, or that failed.
@@ -48,6 +56,14 @@ pub fn status(
         }
     };
     match standing {
+        Standing::Begun => {
+            let message = "the agent has taken up the request";
+            VolumeAttachRequestStatus {
+                observed_generation: generation,
+                conditions: vec![condition("Ready", false, ATTACHING, message)],
+                ..VolumeAttachRequestStatus::default()
+            }
+        }
         Standing::Attached(attached) => {
             let mut conditions = vec![
                 condition(
@@ -67,7 +83,7 @@ pub fn status(
                 ));
             }
             let (reason, message) = if attached.warnings.is_empty() {
-                ("Attached", "the volume can be used".to_owned())
+                (ATTACHED, "the volume can be used".to_owned())
             } else {
                 ("Degraded", attached.warnings.join("; "))
             };

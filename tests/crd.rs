@@ -5,24 +5,32 @@ use std::{fs, path::Path};
 
 use serde_json::Value;
 
-fn committed() -> String {
+fn committed(plural: &str) -> String {
     let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("crds/attachd.dev_volumeattachrequests.yaml");
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("crds/attachd.dev_{plural}.yaml"));
     fs::read_to_string(path).unwrap()
 }
 
 #[test]
-fn the_committed_crd_is_what_the_types_generate() {
+fn the_committed_crds_are_what_the_types_generate() {
     let generated = attachd::crd::manifests().unwrap();
-    assert_eq!(
-        committed().trim_end(),
-        generated.trim_end(),
-        "run: attachd crd > crds/attachd.dev_volumeattachrequests.yaml"
-    );
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
+    let mut files: Vec<String> = fs::read_dir(&directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    files.sort();
+    let mut names: Vec<String> = generated.iter().map(|(name, _)| name.clone()).collect();
+    names.sort();
+    assert_eq!(files, names);
+    for (name, text) in generated {
+        let committed = fs::read_to_string(directory.join(&name)).unwrap();
+        assert_eq!(committed, text, "{name}: run attachd crd --dir crds");
+    }
 }
 
 fn schema() -> Value {
-    let crd: Value = serde_saphyr::from_str(&committed()).unwrap();
+    let crd: Value = serde_saphyr::from_str(&committed("volumeattachrequests")).unwrap();
     crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"].clone()
 }
 
@@ -40,7 +48,7 @@ fn every_field_of_the_spec_is_described_and_immutable() {
 
 #[test]
 fn a_node_finds_its_own_requests_by_a_selectable_field() {
-    let crd: Value = serde_saphyr::from_str(&committed()).unwrap();
+    let crd: Value = serde_saphyr::from_str(&committed("volumeattachrequests")).unwrap();
     let version = &crd["spec"]["versions"][0];
     assert_eq!(version["selectableFields"][0]["jsonPath"], ".spec.nodeName");
     assert_eq!(crd["spec"]["scope"], "Cluster");

@@ -16,8 +16,16 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         (
             "cli",
             &[
-                "attach", "cinder", "config", "controller", "crd", "host", "model", "projection",
-                "requests", "requests_dir",
+                "attach",
+                "cinder",
+                "config",
+                "controller",
+                "crd",
+                "host",
+                "model",
+                "projection",
+                "requests",
+                "requests_dir",
             ],
         ),
         ("controller", &["attach", "cinder", "crd", "host", "model", "projection", "requests"]),

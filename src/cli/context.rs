@@ -1,4 +1,4 @@
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, time::Duration};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -13,6 +13,9 @@ use crate::{
     config::Options,
     host::{AddressSource, LinuxConfig, LinuxHost, exec::RealExecutor},
 };
+
+/// An API server that doesn't take a connection in this time is away.
+const KUBERNETES_CONNECT: Duration = Duration::from_secs(10);
 
 /// The engine over this node and the configured Cinder.
 pub(super) type NodeEngine = Engine<LinuxHost, Client>;
@@ -75,6 +78,18 @@ pub(super) fn engine(options: &Options) -> Result<NodeEngine, Failure> {
     let ledger = Ledger::open(&options.state_dir)?;
     let config = EngineConfig { patience: options.patience(), ..EngineConfig::default() };
     Ok(Engine::new(host(options)?, client(options)?, ledger, config))
+}
+
+/// The API server of the Pod's service account, or of KUBECONFIG. Doesn't ask it anything yet.
+pub(super) async fn kubernetes() -> Result<kube::Client, Failure> {
+    let refused = |error: String| {
+        Failure::Usage(format!(
+            "which cluster? Run attachd in a Pod with a service account, or set KUBECONFIG: {error}"
+        ))
+    };
+    let mut config = kube::Config::infer().await.map_err(|error| refused(error.to_string()))?;
+    config.connect_timeout = Some(KUBERNETES_CONNECT);
+    kube::Client::try_from(config).map_err(|error| refused(error.to_string()))
 }
 
 /// Turns true at the first SIGINT or SIGTERM; the second ends the process as signals do.

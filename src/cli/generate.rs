@@ -6,10 +6,26 @@ use clap_complete::Shell;
 use super::{Cli, exit::Failure, output};
 use crate::crd;
 
-pub(super) fn crd() -> Result<(), Failure> {
-    let manifests = crd::manifests().map_err(io::Error::other)?;
-    let documents: Vec<String> = manifests.into_iter().map(|(_, text)| text).collect();
-    Ok(output::write(&documents.join("---\n"))?)
+#[derive(Debug, Args)]
+pub(super) struct Crd {
+    /// Write a file for each of them here instead
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+impl Crd {
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        let manifests = crd::manifests().map_err(io::Error::other)?;
+        let Some(dir) = &self.dir else {
+            let documents: Vec<String> = manifests.into_iter().map(|(_, text)| text).collect();
+            return Ok(output::write(&documents.join("---\n"))?);
+        };
+        fs::create_dir_all(dir)?;
+        for (file, text) in manifests {
+            fs::write(dir.join(file), text)?;
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Args)]

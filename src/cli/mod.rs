@@ -51,7 +51,7 @@ enum Command {
     /// Serve the requests in a directory until told to stop
     Run(run::Run),
     /// Print the custom resource definitions
-    Crd,
+    Crd(generate::Crd),
     /// Print a completion script for a shell
     Completions(generate::Completions),
     /// Print the manual page, or write all of them to a directory
@@ -71,7 +71,7 @@ pub async fn main() -> ExitCode {
         Command::Inspect(command) => command.run(&cli.options, cli.output).await,
         Command::Connector(command) => command.run(&cli.options, cli.output).await,
         Command::Run(command) => command.run(&cli.options).await,
-        Command::Crd => generate::crd(),
+        Command::Crd(command) => command.run(),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
     };

@@ -6,15 +6,24 @@ use tokio::sync::Semaphore;
 use super::{context, exit::Failure};
 use crate::{
     config::Options,
+    controller::{Controller, ControllerConfig},
     host::Host as _,
-    requests_dir::{RequestsDir, RequestsDirConfig},
+    requests_dir::{RequestsDir, RequestsDirConfig, RequestsDirError},
 };
 
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+
 #[derive(Debug, Args)]
+#[group(required = true, multiple = true, args = ["requests_dir", "kubernetes"])]
 pub(super) struct Run {
-    /// The directory of VolumeAttachRequest files
+    /// Serve the VolumeAttachRequest files of this directory
     #[arg(long, env = "ATTACHD_REQUESTS_DIR", value_name = "DIR")]
-    requests_dir: PathBuf,
+    requests_dir: Option<PathBuf>,
+
+    /// Serve the VolumeAttachRequests of this node in the cluster: the one of the Pod's service account,
+    /// or that of KUBECONFIG
+    #[arg(long, env = "ATTACHD_KUBERNETES")]
+    kubernetes: bool,
 
     /// How many requests are worked on at once
     #[arg(
@@ -36,20 +45,49 @@ impl Run {
             (None, Ok(facts)) => facts.connector.host,
             (None, Err(error)) => return Err(Failure::Host(error)),
         };
-        let config = RequestsDirConfig {
-            directory: self.requests_dir.clone(),
-            node_name,
-            mounts_dir: options.mounts_dir(),
-            longest_pause: Duration::from_mins(1),
+        let permits = Arc::new(Semaphore::new(self.concurrency));
+        let controller = if self.kubernetes {
+            let client = context::kubernetes().await?;
+            let config = ControllerConfig {
+                node_name: node_name.clone(),
+                mounts_dir: options.mounts_dir(),
+                longest_pause: LONGEST_PAUSE,
+            };
+            Some(Controller::new(Arc::clone(&engine), Arc::clone(&permits), client, config))
+        } else {
+            None
         };
-        RequestsDir::new(engine, Arc::new(Semaphore::new(self.concurrency)), config)
-            .serve(stop)
-            .await
-            .map_err(|error| Failure::Other(described(&error)))
+        let directory = self.requests_dir.clone().map(|directory| {
+            let config = RequestsDirConfig {
+                directory,
+                node_name,
+                mounts_dir: options.mounts_dir(),
+                longest_pause: LONGEST_PAUSE,
+            };
+            RequestsDir::new(engine, permits, config)
+        });
+        let cluster = {
+            let stop = stop.clone();
+            async move {
+                if let Some(controller) = controller {
+                    controller.serve(stop).await;
+                }
+                Ok(())
+            }
+        };
+        let files = async move {
+            match directory {
+                Some(directory) => directory.serve(stop).await,
+                None => Ok(()),
+            }
+        };
+        tokio::try_join!(cluster, files)
+            .map(drop)
+            .map_err(|error: RequestsDirError| Failure::Other(described(&error)))
     }
 }
 
-fn described(error: &crate::requests_dir::RequestsDirError) -> String {
+fn described(error: &RequestsDirError) -> String {
     match std::error::Error::source(error) {
         Some(cause) => format!("{error}: {cause}"),
         None => error.to_string(),

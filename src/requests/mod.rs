@@ -56,7 +56,7 @@ pub trait Subject: Debug + Clone + PartialEq + Send + Sync + 'static {
 }
 
 /// What a source of requests objects to, or can't do.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Refused {
     /// The `CamelCase` word that conditions, events and metrics use.
@@ -79,6 +79,13 @@ pub enum Wanted<S> {
     },
     /// What the request attached is detached.
     Detached {
+        /// Who is told.
+        subject: S,
+    },
+    /// The request can't be served as it is; what it attached before is kept.
+    Told {
+        /// Why.
+        refused: Refused,
         /// Who is told.
         subject: S,
     },
@@ -198,9 +205,9 @@ impl<H: Host + 'static, C: BlockStorage + 'static, S: Subject> Workers<H, C, S> 
 impl<S: Subject> Handle<S> {
     fn subject(&self) -> Option<S> {
         match &self.wish.borrow().wanted {
-            Wanted::Attached { subject, .. } | Wanted::Detached { subject } => {
-                Some(subject.clone())
-            }
+            Wanted::Attached { subject, .. }
+            | Wanted::Detached { subject }
+            | Wanted::Told { subject, .. } => Some(subject.clone()),
             Wanted::Kept => None,
         }
     }

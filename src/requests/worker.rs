@@ -88,6 +88,9 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
                 Wanted::Attached { spec, subject } => {
                     (self.attach(spec, subject, &over).await, subject)
                 }
+                Wanted::Told { refused, subject } => {
+                    (Err(WorkError::Held(refused.clone())), subject)
+                }
                 Wanted::Detached { subject } => match self.detach(subject, &over).await {
                     Ok(()) => return,
                     Err(error) => (Err(error), subject),
@@ -141,7 +144,9 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
         if let Some(other) = records.iter().find(|record| record.spec.volume != spec.volume) {
             let volume = other.spec.volume;
             let difference = format!("volume {volume} now, {} asked", spec.volume);
-            return Err(AttachError::from(Refusal::AttachedDifferently { volume, difference }).into());
+            return Err(
+                AttachError::from(Refusal::AttachedDifferently { volume, difference }).into()
+            );
         }
         subject.admit(records.first()).await.map_err(WorkError::Held)?;
         let attached = {

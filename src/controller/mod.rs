@@ -1,0 +1,191 @@
+//! Requests from the cluster: the agent watches the `VolumeAttachRequest`s of its own node, and only
+//! those, and tells the API server what became of them.
+//!
+//! ```text
+//!   watch, filtered by the server ─► workers (crate::requests) ─► status, events, finalizer
+//!   facts of the node ─► NodeConnector ─► watch of all with the same initiator name ─► may new requests be served?
+//! ```
+//!
+//! Only a request that is being deleted is detached, never one that merely isn't there any more: a
+//! restored etcd, a lost finalizer or a deleted CRD must not pull a volume from under a workload.
+
+mod api;
+mod node_connector;
+mod subject;
+
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use kube::{
+    Api, Client, Resource as _, ResourceExt as _,
+    core::DeserializeGuard,
+    runtime::{WatchStreamExt as _, watcher},
+};
+use tokio::sync::{Semaphore, watch};
+
+use crate::{
+    attach::{Engine, Origin},
+    cinder::BlockStorage,
+    crd::VolumeAttachRequest,
+    host::Host,
+    model::Retry,
+    requests::{Refused, Wanted, Workers},
+};
+use api::Cluster;
+use node_connector::NodeConnectors;
+use subject::ClusterRequest;
+
+/// Who writes, as managed fields and events show it.
+pub const MANAGER: &str = "attachd";
+
+/// Keeps a request until its volume is detached.
+pub const FINALIZER: &str = "attachd.dev/detach";
+
+/// What the controller needs to know.
+#[derive(Debug, Clone)]
+pub struct ControllerConfig {
+    /// The Node object of this node.
+    pub node_name: String,
+    /// Where requests without a mount path are mounted, each under its name.
+    pub mounts_dir: PathBuf,
+    /// The longest pause between two tries of one request.
+    pub longest_pause: Duration,
+}
+
+/// Serves the cluster's requests for this node.
+pub struct Controller<H, C> {
+    engine: Arc<Engine<H, C>>,
+    config: ControllerConfig,
+    cluster: Arc<Cluster>,
+    workers: Workers<H, C, ClusterRequest>,
+}
+
+type Seen = DeserializeGuard<VolumeAttachRequest>;
+
+impl<H: Host + 'static, C: BlockStorage + 'static> Controller<H, C> {
+    /// A controller; nothing happens yet. As many requests are worked on at once as there are permits.
+    pub fn new(
+        engine: Arc<Engine<H, C>>,
+        permits: Arc<Semaphore>,
+        client: Client,
+        config: ControllerConfig,
+    ) -> Self {
+        let workers = Workers::new(Arc::clone(&engine), permits, config.longest_pause);
+        let cluster = Arc::new(Cluster::new(client, &config.node_name));
+        Self { engine, config, cluster, workers }
+    }
+
+    /// Serves until asked to stop; then waits for the steps under way. What is attached stays so. An
+    /// API server that is away is waited for.
+    pub async fn serve(mut self, stop: watch::Receiver<bool>) {
+        let connectors = NodeConnectors::new(Arc::clone(&self.engine), Arc::clone(&self.cluster));
+        let connectors = tokio::spawn(connectors.serve(stop.clone()));
+        self.watch(stop).await;
+        self.workers.shut_down().await;
+        // It ends by the same word.
+        drop(connectors.await);
+    }
+
+    async fn watch(&mut self, mut stop: watch::Receiver<bool>) {
+        let requests: Api<Seen> = Api::all(self.cluster.client());
+        let own =
+            watcher::Config::default().fields(&format!("spec.nodeName={}", self.config.node_name));
+        let mut events = watcher(requests, own).default_backoff().boxed();
+        let mut listed = BTreeSet::new();
+        loop {
+            let event = tokio::select! {
+                () = stopped(&mut stop) => return,
+                () = self.workers.ended() => continue,
+                event = events.try_next() => event,
+            };
+            match event {
+                Ok(Some(watcher::Event::Init)) => listed.clear(),
+                Ok(Some(watcher::Event::InitApply(request))) => {
+                    listed.insert(request.name_any());
+                    self.serve_one(request);
+                }
+                Ok(Some(watcher::Event::InitDone)) => self.keep_vanished(&listed).await,
+                Ok(Some(watcher::Event::Apply(request))) => self.serve_one(request),
+                Ok(Some(watcher::Event::Delete(request))) => self.vanished(&request.name_any()),
+                Ok(None) => return,
+                // The stream waits, longer each time, and goes on by itself.
+                Err(error) => tracing::warn!("can't watch the requests: {}", api::chain(&error)),
+            }
+        }
+    }
+
+    fn serve_one(&mut self, request: Seen) {
+        let name = request.name_any();
+        let known = self.workers.subject(&name);
+        let subject = ClusterRequest::new(&self.cluster, &request, known.as_ref());
+        if request.meta().deletion_timestamp.is_some() {
+            // Without it, somebody took it off to have the object go without a detach.
+            let wanted =
+                if subject.is_held() { Wanted::Detached { subject } } else { Wanted::Kept };
+            self.workers.want(&name, wanted);
+            return;
+        }
+        let spec = match request.0 {
+            Ok(request) => request
+                .spec
+                .to_attach_spec(&self.config.mounts_dir.join(&name))
+                .map_err(|error| invalid(&error)),
+            Err(error) => Err(invalid(&error)),
+        };
+        let wanted = match spec {
+            Ok(spec) => Wanted::Attached { spec: Box::new(spec), subject },
+            // What it attached before is kept.
+            Err(refused) => Wanted::Told { refused, subject },
+        };
+        self.workers.want(&name, wanted);
+    }
+
+    /// The request is no more. Where it was deleted properly, its worker let it go, and has ended.
+    fn vanished(&mut self, name: &str) {
+        self.workers.want(name, Wanted::Kept);
+    }
+
+    /// Requests that went while nobody watched, by whatever way.
+    async fn keep_vanished(&mut self, listed: &BTreeSet<String>) {
+        for name in self.workers.names() {
+            if !listed.contains(&name) {
+                self.vanished(&name);
+            }
+        }
+        let records = match self.engine.ledger().records().await {
+            Ok(records) => records,
+            Err(error) => {
+                tracing::error!("can't read the ledger: {}", api::chain(&error));
+                return;
+            }
+        };
+        for record in records {
+            match record {
+                Ok(record) => {
+                    if let Origin::Cluster(name) = &record.origin
+                        && !listed.contains(name)
+                    {
+                        let volume = record.spec.volume;
+                        tracing::warn!(request = %name, %volume,
+                            "the request is gone without having been deleted, and its volume stays attached: \
+                             create the request again, or run attachd detach {volume} on this node");
+                    }
+                }
+                Err(error) => tracing::error!("{}", api::chain(&error)),
+            }
+        }
+    }
+}
+
+fn invalid(error: &dyn std::error::Error) -> Refused {
+    Refused { reason: "InvalidRequest", message: api::chain(error), retry: Retry::OnChange }
+}
+
+/// Waits until asked to stop.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let asked = stop.wait_for(|stop| *stop).await.is_ok();
+    if !asked {
+        // Nobody can ask any more.
+        std::future::pending::<()>().await;
+    }
+}

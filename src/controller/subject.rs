@@ -1,0 +1,184 @@
+use std::sync::{Arc, Mutex, PoisonError};
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
+use kube::{Resource as _, ResourceExt as _, runtime::events::EventType};
+use tokio::time::{Duration, timeout};
+
+use super::{
+    FINALIZER, Seen,
+    api::{Cluster, Identity, Uniqueness},
+};
+use crate::{
+    attach::{Origin, Record},
+    crd::VolumeAttachRequestStatus,
+    model::Retry,
+    projection::{self, Standing},
+    requests::{Refused, Subject},
+};
+
+/// The first list of connectors may still be on its way.
+const COMPARE_LIMIT: Duration = Duration::from_secs(10);
+
+/// A `VolumeAttachRequest` of the cluster, at one generation.
+#[derive(Debug, Clone)]
+pub(super) struct ClusterRequest {
+    cluster: Arc<Cluster>,
+    identity: Identity,
+    generation: Option<i64>,
+    deleting: bool,
+    /// Whether the finalizer is there.
+    held: bool,
+    /// The status that the API server has; shared by all generations.
+    told: Arc<Mutex<Option<VolumeAttachRequestStatus>>>,
+}
+
+impl PartialEq for ClusterRequest {
+    /// What is served is the same.
+    fn eq(&self, other: &Self) -> bool {
+        (&self.identity, self.generation, self.deleting)
+            == (&other.identity, other.generation, other.deleting)
+    }
+}
+
+impl ClusterRequest {
+    pub(super) fn new(cluster: &Arc<Cluster>, request: &Seen, known: Option<&Self>) -> Self {
+        let identity =
+            Identity { name: request.name_any(), uid: request.uid().unwrap_or_default() };
+        let known = known.filter(|known| known.identity == identity);
+        // The watch may be behind what this agent wrote.
+        let told = known.map(|known| Arc::clone(&known.told)).unwrap_or_else(|| {
+            let status = request.0.as_ref().ok().and_then(|request| request.status.clone());
+            Arc::new(Mutex::new(status))
+        });
+        Self {
+            cluster: Arc::clone(cluster),
+            identity,
+            generation: request.meta().generation,
+            deleting: request.meta().deletion_timestamp.is_some(),
+            held: request.finalizers().iter().any(|name| name == FINALIZER),
+            told,
+        }
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.held
+    }
+
+    fn told(&self) -> Option<VolumeAttachRequestStatus> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn tell(&self, standing: Standing<'_>) -> Result<(), Refused> {
+        let before = self.told();
+        let status =
+            projection::status(standing, self.generation, before.as_ref(), Timestamp::now());
+        if before.as_ref() == Some(&status) {
+            return Ok(());
+        }
+        self.cluster.status(&self.identity, &status).await?;
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(status.clone());
+        self.announce(before.as_ref(), &status).await;
+        Ok(())
+    }
+
+    /// An event where the request became usable, or what keeps it from that is another thing now.
+    async fn announce(
+        &self,
+        before: Option<&VolumeAttachRequestStatus>,
+        now: &VolumeAttachRequestStatus,
+    ) {
+        let Some(ready) = ready(now) else { return };
+        let word = |condition: &Condition| (condition.status.clone(), condition.reason.clone());
+        let same = before.and_then(self::ready).is_some_and(|before| word(before) == word(ready));
+        if same || ready.reason == projection::ATTACHING {
+            return;
+        }
+        let action = if self.deleting { "Detach" } else { "Attach" };
+        let type_ = match (ready.status.as_str(), ready.reason.as_str()) {
+            ("True", projection::ATTACHED) => EventType::Normal,
+            _ => EventType::Warning,
+        };
+        let note = match (&now.device, &now.mount_path) {
+            (Some(device), Some(path)) => {
+                format!("{}: {} mounted on {path}", ready.message, device.path)
+            }
+            (Some(device), None) => format!("{}: {}", ready.message, device.path),
+            (None, _) => ready.message.clone(),
+        };
+        self.cluster.event(&self.identity, type_, action, &ready.reason, &note).await;
+    }
+}
+
+fn ready(status: &VolumeAttachRequestStatus) -> Option<&Condition> {
+    status.conditions.iter().find(|condition| condition.type_ == "Ready")
+}
+
+impl Subject for ClusterRequest {
+    fn origin(&self) -> Origin {
+        Origin::Cluster(self.identity.name.clone())
+    }
+
+    async fn admit(&self, record: Option<&Record>) -> Result<(), Refused> {
+        // What is attached already stays usable; a second node with the name comes to nothing new.
+        if record.is_none() {
+            self.own_name().await?;
+        }
+        if !self.held {
+            self.cluster.hold(&self.identity).await?;
+        }
+        if self.told().is_none() {
+            self.tell(Standing::Begun).await?;
+        }
+        Ok(())
+    }
+
+    async fn report(&self, standing: Standing<'_>) -> Result<(), Refused> {
+        self.tell(standing).await
+    }
+
+    async fn wants_detach(&self) -> Result<bool, Refused> {
+        let defined = self.cluster.is_defined().await?;
+        if !defined {
+            tracing::warn!(request = %self.identity.name,
+                "the definition of VolumeAttachRequest is being deleted, and all requests with it: the volume \
+                 stays attached; create the request again, or detach it on this node");
+        }
+        Ok(defined)
+    }
+
+    async fn release(&self) -> Result<(), Refused> {
+        let note = "nothing of the volume is left on the node";
+        self.cluster.event(&self.identity, EventType::Normal, "Detach", "Detached", note).await;
+        self.cluster.let_go(&self.identity).await
+    }
+}
+
+impl ClusterRequest {
+    /// Two nodes with one initiator name would be let in to each other's volumes by every target.
+    async fn own_name(&self) -> Result<(), Refused> {
+        let mut uniqueness = self.cluster.uniqueness().subscribe();
+        let compared = uniqueness.wait_for(|known| *known != Uniqueness::NotCompared);
+        let known = match timeout(COMPARE_LIMIT, compared).await {
+            Ok(Ok(known)) => known.clone(),
+            _ => Uniqueness::NotCompared,
+        };
+        match known {
+            Uniqueness::Unique => Ok(()),
+            Uniqueness::SharedWith(nodes) => Err(Refused {
+                reason: "DuplicateInitiatorName",
+                message: format!(
+                    "this node's iSCSI initiator name is also that of {}: give each node its own in \
+                     /etc/iscsi/initiatorname.iscsi (iscsi-iname makes one) and restart iscsid",
+                    nodes.join(", ")
+                ),
+                retry: Retry::Backoff,
+            }),
+            Uniqueness::NotCompared => Err(Refused {
+                reason: "NodeConnectorPending",
+                message: "this node's initiator name could not be compared with the other nodes' yet: see its NodeConnector"
+                    .to_owned(),
+                retry: Retry::Backoff,
+            }),
+        }
+    }
+}
