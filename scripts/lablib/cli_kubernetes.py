@@ -96,7 +96,7 @@ def _kubeconfig(lab: Lab, args: argparse.Namespace) -> int:
 
 def add_commands(add: Callable[[str, _Work, str], argparse.ArgumentParser]) -> None:
     """Add the commands to a parser."""
-    parts = {"nargs": "?", "choices": [_ETCD, _API_SERVER], "help": "only this part (default: all)"}
+    parts: dict[str, Any] = {"nargs": "?", "choices": [_ETCD, _API_SERVER], "help": "only this part (default: all)"}
     start = add("start", _start, "start what doesn't run, and wait until it is ready; what was stored is still there")
     start.add_argument("part", **parts)
     start.add_argument("--controller-manager", action="store_true", help=(

@@ -6,6 +6,7 @@ There is no scheduler and no kubelet: a Node is an object that a test makes, and
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import subprocess
 import time
@@ -58,6 +59,12 @@ def stop(lab: Lab, *, at_once: bool = False) -> list[str]:
     """End all of it and return what ran; the data stays for the next start."""
     # An API server without its etcd doesn't end in order.
     return [name for name in (CONTROLLER_MANAGER, API_SERVER, ETCD) if lab.processes.stop(name, at_once=at_once)]
+
+
+def reset(lab: Lab) -> None:
+    """End all of it and forget what was stored: the next start begins with an empty cluster."""
+    stop(lab, at_once=True)
+    shutil.rmtree(lab.kubernetes_dir / "etcd", ignore_errors=True)
 
 
 def start_etcd(lab: Lab) -> None:
