@@ -26,7 +26,8 @@ def _start(lab: Lab, args: argparse.Namespace) -> int:
         kubernetes.start_api_server(lab)
     else:
         kubernetes.start(lab, controller_manager=args.controller_manager)
-    return _status(lab, args)
+    _status(lab, args)
+    return 0
 
 
 def _stop(lab: Lab, args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -49,7 +50,19 @@ class KubernetesApi:
 
     def request(self, method: str, path: str, body: Any = None, *, content_type: str = "application/json",
                 timeout: float = _TIMEOUT) -> Answer:
-        """Send a request; ``path`` is as in ``/apis/attachd.dev/v1alpha1/volumeattachrequests?dryRun=All``."""
+        """Send a request; ``path`` is as in ``/apis/attachd.dev/v1alpha1/volumeattachrequests?dryRun=All``.
+
+        A request that the API server puts off (429: for a moment after its start, or after a CRD's) is sent again, as
+        kubectl does.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            answer = self._request(method, path, body, content_type, timeout)
+            if answer.status != 429 or time.monotonic() > deadline:
+                return answer
+            time.sleep(0.2)
+
+    def _request(self, method: str, path: str, body: Any, content_type: str, timeout: float) -> Answer:
         try:
             with self._open(method, path, body, content_type, timeout) as response:
                 return self._answer(response.status, response)

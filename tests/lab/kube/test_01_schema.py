@@ -21,7 +21,7 @@ Spec = dict[str, Any]
 _ACCEPTED: list[Spec] = [
     {},
     _FULL,
-    {"nodeName": "n" * 253},
+    {"nodeName": "n" * 253}, {"nodeName": "node-1.example.org"}, {"nodeName": "1"},
     {"mode": "rw"}, {"mode": "ro"}, {"mode": None},
     {"volumeMode": "Filesystem"}, {"volumeMode": "Block"}, {"volumeMode": "Block", "filesystem": None, "mountPath": None},
     {"multipath": "Auto"}, {"multipath": "Required"}, {"multipath": "Disabled"},
@@ -39,6 +39,10 @@ _REFUSED: list[tuple[Spec, str]] = [
     ({"nodeName": _REMOVED}, "spec.nodeName: Required value"),
     ({"nodeName": ""}, "spec.nodeName: Invalid value"),
     ({"nodeName": "n" * 254}, "spec.nodeName: Too long"),
+    ({"nodeName": "Node1"}, "spec.nodeName in body should match"),
+    ({"nodeName": "node1 "}, "spec.nodeName in body should match"),
+    ({"nodeName": "node1."}, "spec.nodeName in body should match"),
+    ({"nodeName": "node1\n"}, "spec.nodeName in body should match"),
     ({"nodeName": None}, "spec.nodeName: Required value"),
     ({"volumeID": _REMOVED}, "spec.volumeID: Required value"),
     ({"volumeID": ""}, "spec.volumeID in body should match"),
@@ -114,9 +118,9 @@ _UPDATES: list[tuple[Spec, Spec, Optional[str]]] = [
     (_MINIMAL, {"volumeMode": "Block"}, "volumeMode is immutable"),
     ({**_MINIMAL, "volumeMode": "Block"}, {"volumeMode": "Filesystem"}, "volumeMode is immutable"),
     # The same with an explicit null before.
-    ({**_MINIMAL, "mountPath": None}, {"mountPath": "/mnt/db"}, "mountPath"),
-    ({**_MINIMAL, "filesystem": None}, {"filesystem": {"type": "xfs"}}, "filesystem"),
-    ({**_MINIMAL, "instanceUUID": None}, {"instanceUUID": _OTHER}, "instanceUUID"),
+    ({**_MINIMAL, "mountPath": None}, {"mountPath": "/mnt/db"}, "mountPath and filesystem can be neither added nor removed"),
+    ({**_MINIMAL, "filesystem": None}, {"filesystem": {}}, "mountPath and filesystem can be neither added nor removed"),
+    ({**_MINIMAL, "instanceUUID": None}, {"instanceUUID": _OTHER}, "instanceUUID can be neither added nor removed"),
     ({**_MINIMAL, "mountPath": None, "filesystem": None, "instanceUUID": None},
      {"mountPath": _REMOVED, "filesystem": _REMOVED, "instanceUUID": _REMOVED}, None),
 ]
