@@ -1,4 +1,4 @@
-"""Runs the tests of tests/lab: functions named test_*, each on a clean node, each leaving it clean."""
+"""Runs the tests of tests/lab: functions named test_*, each on a clean bench, each leaving it clean."""
 
 from __future__ import annotations
 
@@ -7,14 +7,27 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Protocol
 
 from lablib import guest, lifecycle
 from lablib.errors import LabError
 from lablib.node import Attachd
 from lablib.state import Lab
 
-Test = Callable[[Attachd], None]
+Test = Callable[[Any], None]
+
+
+class Bench(Protocol):
+    """What a directory's tests are run on."""
+
+    def subject(self) -> Any:
+        """What a test gets."""
+
+    def left_behind(self) -> list[str]:
+        """What is there, and must not be between two tests."""
+
+    def renew(self) -> None:
+        """Make it as new, whatever state it is in."""
 
 
 class Failure(AssertionError):
@@ -41,17 +54,49 @@ def _find(directory: Path, only: Optional[str]) -> Iterator[tuple[str, Test]]:
                     yield shown, test
 
 
-def _left_behind(node: Attachd) -> list[str]:
-    """What is on the node or in Cinder, which both must be empty between two tests."""
+class NodeBench:
+    """A node with attachd, and the Cinder that it talks to."""
+
+    def __init__(self, lab: Lab, binary: Path) -> None:
+        self._node = Attachd(lab, "node1")
+        self._binary = binary
+        self._node.install(binary)
+
+    def subject(self) -> Attachd:
+        """The node."""
+        return self._node
+
+    def left_behind(self) -> list[str]:
+        """What is on the node or in Cinder."""
+        return self._node.leftovers() + left_in_cinder(self._node)
+
+    def renew(self) -> None:
+        """Cut the node's power, make its disk anew, and delete what Cinder holds."""
+        renew_node(self._node)
+        self._node.install(self._binary)
+
+
+def left_in_cinder(node: Attachd) -> list[str]:
+    """Name everything that the node's Cinder holds."""
     attachments = [f"attachment {item['id']} in Cinder" for item in node.cinder.attachments()]
-    volumes = [f"volume {item['id']} ({item['status']}) in Cinder" for item in node.cinder.volumes()]
-    return node.leftovers() + attachments + volumes
+    return attachments + [f"volume {item['id']} ({item['status']}) in Cinder" for item in node.cinder.volumes()]
 
 
-def _run_one(node: Attachd, test: Test) -> Optional[str]:
+def renew_node(node: Attachd) -> None:
+    """A node as new: its power is cut, its disk made anew, and what Cinder holds is deleted."""
+    guest.halt(node.lab, node.record, power_cut=True)
+    (node.lab.node_dir(node.name) / "disk.img").unlink(missing_ok=True)
+    lifecycle.reboot(node.lab, node.record, hard=True)
+    for attachment in node.cinder.attachments():
+        node.cinder.request("DELETE", f"/attachments/{attachment['id']}")
+    for volume in node.cinder.volumes():
+        node.cinder.force_delete_volume(volume["id"], 120)
+
+
+def _run_one(bench: Bench, test: Test) -> Optional[str]:
     try:
-        test(node)
-        left = _left_behind(node)
+        test(bench.subject())
+        left = bench.left_behind()
         return None if not left else "left behind: " + ", ".join(left)
     except Exception as error:  # a test's mistake must not hide the other tests
         where = traceback.extract_tb(error.__traceback__)
@@ -60,24 +105,21 @@ def _run_one(node: Attachd, test: Test) -> Optional[str]:
         return f"{kind}{error} (at {' '.join(lines)})"
 
 
-def run_all(lab: Lab, binary: Path, directory: Path, only: Optional[str]) -> Iterator[tuple[str, Optional[str]]]:
+def run_all(bench: Bench, directory: Path, only: Optional[str]) -> Iterator[tuple[str, Optional[str]]]:
     """Run every test; give each one's name, and what is wrong or None."""
-    node = Attachd(lab, "node1")
-    node.install(binary)
-    if _left_behind(node):
-        _fresh(lab, node, binary)
+    if bench.left_behind():
+        bench.renew()
     open_tests = _open_tests(directory)
     for name, test in _find(directory, only):
         if name in open_tests and not only:
             print(f"OPEN          {name}: not run, see {directory.name}/open.txt", flush=True)
             continue
         start = time.monotonic()
-        wrong = _run_one(node, test)
+        wrong = _run_one(bench, test)
         print(f"{'ok  ' if wrong is None else 'FAIL'} {time.monotonic() - start:6.1f} s  {name}"
               + (f"\n     {wrong}" if wrong else ""), flush=True)
         if wrong is not None:
-            # The next test must not suffer from this one.
-            _fresh(lab, node, binary)
+            bench.renew()  # the next test must not suffer from this one
         yield name, wrong
 
 
@@ -86,16 +128,3 @@ def _open_tests(directory: Path) -> set[str]:
     listed = directory / "open.txt"
     lines = listed.read_text().splitlines() if listed.exists() else []
     return {line.strip() for line in lines if line.strip() and not line.startswith("#")}
-
-
-def _fresh(lab: Lab, node: Attachd, binary: Path) -> None:
-    """A node as new: its power is cut, its disk made anew, and what Cinder holds is deleted."""
-    record = lab.node(node.name)
-    guest.halt(lab, record, power_cut=True)
-    (lab.node_dir(node.name) / "disk.img").unlink(missing_ok=True)
-    lifecycle.reboot(lab, record, hard=True)
-    for attachment in node.cinder.attachments():
-        node.cinder.request("DELETE", f"/attachments/{attachment['id']}")
-    for volume in node.cinder.volumes():
-        node.cinder.force_delete_volume(volume["id"], 120)
-    node.install(binary)

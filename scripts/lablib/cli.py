@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable
 
-from lablib import cinder, guest, lifecycle, networks, paths, storage
+from lablib import cinder, cli_kubernetes, guest, lifecycle, networks, paths, storage
 from lablib.block_storage import MICROVERSION, BlockStorage
 from lablib.commands import tail
 from lablib.errors import LabError
@@ -58,6 +58,8 @@ def _print_status(status: dict[str, Any]) -> None:
         print(f"  storage  {pid(status['storage'])}, ssh port {status['storage']['ssh_port']}; its Cinder:")
         access(status["storage"]["cinder"])
         print(f"           portals in a node: {' '.join(status['storage']['target']['portals'])}")
+    if status["kubernetes"]:
+        cli_kubernetes.show(status["kubernetes"])
     for name, node in status["nodes"].items():
         print(f"  {name:8} {pid(node)}, {node['address']}, {node['iqn']}, ssh port {node['ssh_port']}")
 
@@ -191,7 +193,7 @@ def _logs(lab: Lab, args: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/lab", description=(
-        "Linux nodes in QEMU, an iSCSI target and a real Cinder, all on this machine's loopback."))
+        "Linux nodes in QEMU, an iSCSI target, a real Cinder and a real Kubernetes API, all on this machine's loopback."))
     parser.add_argument("--name", default=os.environ.get("ATTACHD_LAB_NAME", "default"),
                         help="which lab; several can run at once (default: %(default)s)")
     commands = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
@@ -274,8 +276,11 @@ def _parser() -> argparse.ArgumentParser:
     asking(add("list", _volume_list, "list all volumes", volume))
     asking(add("attachments", _attachments, "list all attachments"))
 
+    kube = group("kube", "a real Kubernetes API: etcd, kube-apiserver, kubectl, service accounts' tokens")
+    cli_kubernetes.add_commands(lambda name, work, text: add(name, work, text, kube))
+
     logs = add("logs", _logs, "show the ends of the logs")
-    logs.add_argument("which", nargs="?", metavar="NAME", help="only those whose name begins so: cinder, tgtd, node1, storage")
+    logs.add_argument("which", nargs="?", metavar="NAME", help="only those whose name begins so: cinder, tgtd, node1, storage, kube")
     logs.add_argument("-n", "--lines", type=int, default=40)
     return parser
 

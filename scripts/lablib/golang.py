@@ -35,6 +35,16 @@ def environment() -> dict[str, str]:
     return {**os.environ, "GOTOOLCHAIN": "local", "CGO_ENABLED": "0", "GOFLAGS": "-mod=mod"}
 
 
+def tool(module: Path, package: str, name: str, *, ldflags: str = "") -> Path:
+    """Return a program that a module of ours names as its tool; build it first if it isn't there."""
+
+    def build(directory: Path) -> None:
+        run([go(), "build", "-trimpath", f"-ldflags=-s -w {ldflags}", "-o", directory / name, package], timeout=_BUILD_TIMEOUT,
+            nice=True, cwd=module, env={**environment(), "GOFLAGS": "-mod=readonly"})
+
+    return artefact(name, content_key(module / "go.mod", module / "go.sum", package, ldflags, _VERSION), build) / name
+
+
 def installed(package: str, version: str) -> Path:
     """Return a program of a Go module; build it first if it isn't there."""
 

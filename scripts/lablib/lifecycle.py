@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Callable
 
-from lablib import cinder, guest, storage, target
+from lablib import cinder, guest, kubernetes, storage, target
 from lablib.accelerator import accelerator
 from lablib.cache import locked
 from lablib.commands import tail
@@ -104,7 +104,7 @@ def _settle(lab: Lab, wishes: Wishes, images: Future[Image]) -> Settings:
     if settings is None:
         cinder_port = free_port([])
         settings = Settings(accelerator(images.result()), cinder_port, free_port([cinder_port]), has_ipv6_loopback(), {})
-    taken = [settings.cinder_port, settings.iscsi_port]
+    taken = settings.ports
     for number in range(1, wishes.nodes + 1):
         name = f"node{number}"
         node = settings.nodes.get(name)
@@ -115,10 +115,8 @@ def _settle(lab: Lab, wishes: Wishes, images: Future[Image]) -> Settings:
             say(f"{name} exists already and keeps the settings it was made with")
         if not lab.processes.find(guest.process_name(node)):
             node.ssh_port = free_port(taken)
-        taken.append(node.ssh_port)
-    if settings.storage:
-        taken += [settings.storage.ssh_port, settings.storage.cinder_port]
-    elif wishes.storage_guest:
+            taken.append(node.ssh_port)
+    if wishes.storage_guest and not settings.storage:
         ssh_port = free_port(taken)
         settings.storage = Storage(ssh_port, free_port([*taken, ssh_port]))
     lab.save(settings)
@@ -158,6 +156,7 @@ def down(lab: Lab) -> None:
         for node in lab.guests().values() if lab.load() else []:
             guest.disconnect(lab, node)
         running = lab.processes.running()
+        kubernetes.stop(lab, at_once=True)
         for name in running:
             lab.processes.stop(name, at_once=True)  # nothing of it is kept; and tgtd ignores SIGTERM
         _forget(lab, keep_logs=False)
@@ -211,6 +210,7 @@ def status(lab: Lab) -> dict[str, Any]:
             "portals": [f"10.0.2.2:{settings.iscsi_port}", f"10.0.3.2:{settings.iscsi_port}"],
         },
         "storage": _storage_status(settings.storage, running) if settings.storage else None,
+        "kubernetes": kubernetes.status(lab),
         "nodes": nodes,
     }
 

@@ -23,6 +23,7 @@ _PROGRAMS = {
     "mkfs.ext4": "e2fsprogs",
     "perl": "perl",
     "ssh": "openssh-client",
+    "openssl": "openssl",
 }
 _FILES = {"/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring"}
 _APT_OPTIONS = ["-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"]

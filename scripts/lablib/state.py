@@ -56,6 +56,15 @@ class Storage:
 
 
 @dataclasses.dataclass
+class Kubernetes:
+    """What is recorded of the Kubernetes API: the ports, all of them on loopback."""
+
+    api_port: int
+    etcd_port: int
+    controller_manager_port: int
+
+
+@dataclasses.dataclass
 class Settings:
     """The part of the lab's record that is written to its directory."""
 
@@ -65,6 +74,17 @@ class Settings:
     ipv6: bool
     nodes: dict[str, Node]
     storage: Storage | None = None
+    kubernetes: Kubernetes | None = None
+
+    @property
+    def ports(self) -> list[int]:
+        """The ports that are taken, whether what listens on them runs or not."""
+        taken = [self.cinder_port, self.iscsi_port, *(node.ssh_port for node in self.nodes.values())]
+        if self.storage:
+            taken += [self.storage.ssh_port, self.storage.cinder_port]
+        if self.kubernetes:
+            taken += [self.kubernetes.api_port, self.kubernetes.etcd_port, self.kubernetes.controller_manager_port]
+        return taken
 
 
 class Lab:
@@ -83,6 +103,7 @@ class Lab:
         self.cinder_dir = self.directory / "cinder"
         self.target_dir = self.directory / "target"
         self.links_dir = self.directory / "links"
+        self.kubernetes_dir = self.directory / "kubernetes"
         self.processes = ProcessTable(self.directory / "processes")
         self._settings_file = self.directory / "lab.json"
 
@@ -99,6 +120,8 @@ class Lab:
         record["nodes"] = {name: Node(**node) for name, node in record["nodes"].items()}
         storage = record.get("storage")
         record["storage"] = Storage(**storage) if storage else None
+        kubernetes = record.get("kubernetes")
+        record["kubernetes"] = Kubernetes(**kubernetes) if kubernetes else None
         return Settings(**record)
 
     def settings(self) -> Settings:

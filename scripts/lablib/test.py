@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lablib import cases, guest
+from lablib import cases, guest, kubernetes
 from lablib.build import build, cargo
 from lablib.cache import artefact, content_key
+from lablib.cluster import ClusterBench
 from lablib.commands import run
 from lablib.errors import LabError
 from lablib.lifecycle import Wishes, down, up
@@ -166,17 +167,24 @@ def _test_program(name: str) -> Path:
 
 def real_node(only: str | None = None, binary: Path | None = None) -> Tally:
     """attachd on a real kernel, with tgt: tests/lab."""
-    return _on_the_node(_lab(), PROJECT_DIR / "tests/lab", only, binary)
+    return _on_the_bench(cases.NodeBench(_lab(), binary or build()), "tests/lab", only)
 
 
 def real_lio(only: str | None = None, binary: Path | None = None) -> Tally:
     """attachd on a real kernel, with Cinder's own LVM and LIO drivers: tests/lab/lio."""
-    return _on_the_node(_lab(storage_guest=True), PROJECT_DIR / "tests/lab/lio", only, binary)
+    return _on_the_bench(cases.NodeBench(_lab(storage_guest=True), binary or build()), "tests/lab/lio", only)
 
 
-def _on_the_node(lab: Lab, directory: Path, only: str | None, binary: Path | None) -> Tally:
+def real_kube(only: str | None = None, binary: Path | None = None) -> Tally:
+    """The custom resources and attachd against a real Kubernetes API server: tests/lab/kube."""
+    lab = _lab()
+    kubernetes.start(lab, controller_manager=True)
+    return _on_the_bench(ClusterBench(lab, lambda: binary or build()), "tests/lab/kube", only)
+
+
+def _on_the_bench(bench: cases.Bench, directory: str, only: str | None) -> Tally:
     tally = Tally()
-    for name, error in cases.run_all(lab, binary or build(), directory, only):
+    for name, error in cases.run_all(bench, PROJECT_DIR / directory, only):
         tally.count(error is None, name)
     return tally
 
@@ -190,16 +198,17 @@ def demo() -> Tally:
 
 _TIERS: dict[str, Callable[..., Tally]] = {
     "lint": lint, "policy": policy, "pure": pure, "cinder": real_cinder, "host": real_host,
-    "node": real_node, "lio": real_lio, "demo": demo,
+    "node": real_node, "lio": real_lio, "kube": real_kube, "demo": demo,
 }
+_IN_LAB = ("node", "lio", "kube")
 
 
 def main() -> int:
     """Run the tiers; the exit code is 0 only if nothing failed, and in CI only if nothing was skipped."""
     parser = argparse.ArgumentParser(prog="scripts/test", description=__doc__)
     parser.add_argument("tiers", nargs="*", metavar="TIER", help=f"only these: {', '.join(_TIERS)}")
-    parser.add_argument("--only", metavar="TEXT", help="of the tiers node and lio, only the tests whose file or name contains this")
-    parser.add_argument("--binary", type=Path, help="of the tiers node and lio: test this attachd instead of building one")
+    parser.add_argument("--only", metavar="TEXT", help=f"of the tiers {', '.join(_IN_LAB)}, only the tests whose file or name contains this")
+    parser.add_argument("--binary", type=Path, help=f"of the tiers {', '.join(_IN_LAB)}: test this attachd instead of building one")
     parser.add_argument("--keep", action="store_true", help=f"leave the lab running: scripts/lab --name {_LAB} status")
     options = parser.parse_args()
     wrong = set(options.tiers) - set(_TIERS)
@@ -214,7 +223,7 @@ def main() -> int:
             print(f"\n=== {name}: {tier.__doc__}", flush=True)
             start = time.monotonic()
             try:
-                tally = tier(options.only, options.binary) if name in ("node", "lio") else tier()
+                tally = tier(options.only, options.binary) if name in _IN_LAB else tier()
             except LabError as error:
                 # A tier that can't run is no pass: the reason is shown, and it counts as skipped.
                 print(f"✗ {error}", flush=True)

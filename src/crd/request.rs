@@ -41,7 +41,10 @@ use serde::{Deserialize, Serialize};
 )]
 pub struct VolumeAttachRequestSpec {
     /// The node that the volume is attached to. Immutable.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
     #[x_kube(validation = Rule::new("self == oldSelf").message("nodeName is immutable"))]
     pub node_name: String,
 
@@ -142,7 +145,7 @@ pub struct FilesystemSpec {
 
     /// Mount options, such as noatime.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32), inner(length(min = 1, max = 128), regex(pattern = r"^[^,\s]+$")))]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 128), regex(pattern = r"^[^,\p{Z}\p{Cc}]+$")))]
     pub mount_options: Vec<String>,
 }
 
