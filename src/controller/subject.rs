@@ -146,9 +146,16 @@ impl Subject for ClusterRequest {
         Ok(defined)
     }
 
-    async fn release(&self) -> Result<(), Refused> {
-        let note = "nothing of the volume is left on the node";
-        self.cluster.event(&self.identity, EventType::Normal, "Detach", "Detached", note).await;
+    async fn release(&self, detached: bool) -> Result<(), Refused> {
+        let (reason, note) = if detached {
+            ("Detached", "nothing of the volume is left on the node")
+        } else {
+            (
+                "Kept",
+                "the volume stays attached: the definition of VolumeAttachRequest is being deleted",
+            )
+        };
+        self.cluster.event(&self.identity, EventType::Normal, "Detach", reason, note).await;
         self.cluster.let_go(&self.identity).await
     }
 }

@@ -48,11 +48,11 @@ pub trait Subject: Debug + Clone + PartialEq + Send + Sync + 'static {
     /// The source can't be reached.
     fn wants_detach(&self) -> impl Future<Output = Result<bool, Refused>> + Send;
 
-    /// The request is gone, and nothing is left to do for it.
+    /// The request is gone, and nothing is left to do for it; `detached` where its volume is.
     ///
     /// # Errors
     /// The source can't be reached: it must be said again later.
-    fn release(&self) -> impl Future<Output = Result<(), Refused>> + Send;
+    fn release(&self, detached: bool) -> impl Future<Output = Result<(), Refused>> + Send;
 }
 
 /// What a source of requests objects to, or can't do.

@@ -158,7 +158,8 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
 
     /// Detaches all that this request has attached.
     async fn detach(&self, subject: &S, over: &watch::Receiver<bool>) -> Result<(), WorkError> {
-        if subject.wants_detach().await.map_err(WorkError::Untold)? {
+        let wanted = subject.wants_detach().await.map_err(WorkError::Untold)?;
+        if wanted {
             let origin = subject.origin();
             for record in self.records(&origin).await? {
                 let _permit = self.permits.acquire().await;
@@ -166,7 +167,7 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
                 self.engine.detach(record.spec.volume, &origin, &report, over).await?;
             }
         }
-        subject.release().await.map_err(WorkError::Untold)
+        subject.release(wanted).await.map_err(WorkError::Untold)
     }
 
     /// The records that this request made.

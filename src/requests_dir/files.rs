@@ -234,7 +234,7 @@ impl Subject for StatusFile {
         Ok(true)
     }
 
-    async fn release(&self) -> Result<(), Refused> {
+    async fn release(&self, _: bool) -> Result<(), Refused> {
         self.remove().await;
         Ok(())
     }
