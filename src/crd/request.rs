@@ -145,7 +145,10 @@ pub struct FilesystemSpec {
 
     /// Mount options, such as noatime.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32), inner(length(min = 1, max = 128), regex(pattern = r"^[^,\p{Z}\p{Cc}]+$")))]
+    #[schemars(
+        length(max = 32),
+        inner(length(min = 1, max = 128), regex(pattern = r"^[^,\p{Z}\p{Cc}]+$"))
+    )]
     pub mount_options: Vec<String>,
 }
 
