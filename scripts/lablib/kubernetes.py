@@ -69,15 +69,15 @@ def reset(lab: Lab) -> None:
 
 def start_etcd(lab: Lab) -> None:
     """Start etcd with the data that it had, and wait until it answers."""
-    endpoint = f"http://{_HOST}:{record(lab).etcd_port}"
+    url = f"http://{_HOST}:{record(lab).etcd_port}"
 
     def healthy() -> bool:
-        return b'"true"' in _get(f"{endpoint}/health")
+        return b'"true"' in _get(f"{url}/health")
 
     _start(lab, ETCD, [
         f"--data-dir={lab.kubernetes_dir / 'etcd'}",
-        f"--listen-client-urls={endpoint}",
-        f"--advertise-client-urls={endpoint}",
+        f"--listen-client-urls={url}",
+        f"--advertise-client-urls={url}",
         f"--listen-peer-urls=http://{_HOST}:0",  # it has no peers
         "--unsafe-no-fsync",  # only the end of this machine could lose something
         "--log-level=warn",

@@ -33,7 +33,9 @@ class Answer:
         return self.body
 
     def message(self) -> str:
-        """What the API server says of a refusal."""
+        """What the API server says of a refusal; nothing where it accepts."""
+        if self.status < 400:
+            return ""
         return str(self.body.get("message", self.body) if isinstance(self.body, dict) else self.body)
 
 
