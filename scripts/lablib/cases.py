@@ -27,7 +27,8 @@ def expect(holds: Any, what: str) -> None:
         raise Failure(what)
 
 
-def _find(directory: Path, only: Optional[str]) -> Iterator[tuple[str, Test]]:
+def find(directory: Path, only: Optional[str]) -> Iterator[tuple[str, Callable[[Any], None]]]:
+    """Load the tests of a directory: the name of each, as a sentence, and the test."""
     for path in sorted(directory.glob("test_*.py")):
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if spec is None or spec.loader is None:
@@ -67,7 +68,7 @@ def run_all(lab: Lab, binary: Path, directory: Path, only: Optional[str]) -> Ite
     if _left_behind(node):
         _fresh(lab, node, binary)
     open_tests = _open_tests(directory)
-    for name, test in _find(directory, only):
+    for name, test in find(directory, only):
         if name in open_tests and not only:
             print(f"OPEN          {name}: not run, see {directory.name}/open.txt", flush=True)
             continue

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lablib import cases, guest
+from lablib import cases, chart, guest
 from lablib.build import build, cargo
 from lablib.cache import artefact, content_key
 from lablib.commands import run
@@ -181,6 +181,14 @@ def _on_the_node(lab: Lab, directory: Path, only: str | None, binary: Path | Non
     return tally
 
 
+def helm_chart(only: str | None = None) -> Tally:
+    """The Helm chart and the Dockerfile, without a cluster: tests/chart."""
+    tally = Tally()
+    for name, error in chart.run_all(only):
+        tally.count(error is None, name)
+    return tally
+
+
 def demo() -> Tally:
     """The demo, as a user runs it."""
     tally = Tally()
@@ -189,7 +197,7 @@ def demo() -> Tally:
 
 
 _TIERS: dict[str, Callable[..., Tally]] = {
-    "lint": lint, "policy": policy, "pure": pure, "cinder": real_cinder, "host": real_host,
+    "lint": lint, "policy": policy, "pure": pure, "chart": helm_chart, "cinder": real_cinder, "host": real_host,
     "node": real_node, "lio": real_lio, "demo": demo,
 }
 
