@@ -37,13 +37,13 @@ def root_file_system(binary: Path) -> Path:
 
     It needs root, since the files belong to root.
     """
-    base = _base()
-    root = binary.parent / f"image-root-{base.name.rpartition('-')[2]}"
+    source = base()
+    root = binary.parent / f"image-root-{source.parent.name.rpartition('-')[2]}"
     with locked(cache_dir() / "image-root-copy.lock", "copying the image's root"):
         if not root.is_dir():
             unfinished = root.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            run(["cp", "-a", "--reflink=auto", base / "root", unfinished], timeout=300)
+            run(["cp", "-a", "--reflink=auto", source, unfinished], timeout=300)
             unfinished.rename(root)
         installed = root / BINARY
         if not installed.exists() or not filecmp.cmp(binary, installed, shallow=False):
@@ -55,8 +55,8 @@ def root_file_system(binary: Path) -> Path:
     return root
 
 
-def _base() -> Path:
-    """Return the image without attachd, which changes only with the suite."""
+def base() -> Path:
+    """Return the image's root without attachd, for those who mount that themselves; it changes only with the suite."""
 
     def build(directory: Path) -> None:
         excludes = [f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT]
@@ -65,4 +65,4 @@ def _base() -> Path:
              "--include=" + ",".join(_PACKAGES), suite(), directory / "root"],
             timeout=1800, nice=True)
 
-    return artefact("image-root", content_key(suite(), *_PACKAGES, *_LEFT_OUT), build)
+    return artefact("image-root", content_key(suite(), *_PACKAGES, *_LEFT_OUT), build) / "root"

@@ -66,6 +66,12 @@ def test_wrong_values_are_refused_with_a_reason(chart: Chart) -> None:
             expect(word in said, f"{row['set']}: it doesn't say {word!r}: {said}")
 
 
+def test_what_has_no_default_is_asked_for_by_name(chart: Chart) -> None:
+    said = chart.refusal("template", "attachd", DIRECTORY)
+    for word in ("at '/image': missing property 'repository'", "at '/cinder': missing properties 'endpoint', 'project'"):
+        expect(said and word in said, f"it doesn't say {word!r}: {said}")
+
+
 def test_the_schema_knows_every_value_and_refuses_others_everywhere(_: Chart) -> None:
     [values] = documents((DIRECTORY / "values.yaml").read_text())
     schema = json.loads((DIRECTORY / "values.schema.json").read_text())
@@ -85,12 +91,12 @@ def test_the_schema_knows_every_value_and_refuses_others_everywhere(_: Chart) ->
     closed(schema, "")
 
 
-def test_every_variable_of_the_agent_exists(chart: Chart) -> None:
+def test_the_agent_has_every_variable_and_option_that_it_gets(chart: Chart) -> None:
     source = "".join(path.read_text() for path in [PROJECT_DIR / "src/config.rs", *PROJECT_DIR.glob("src/cli/*.rs")])
+    expect(re.search(r"\bkubernetes: bool,", source), "attachd run has no --kubernetes")
     known = set(re.findall(r'env = "(ATTACHD_\w+)"', source))
     used = {name for values in VALUES for name in _environment(chart, values) if name.startswith("ATTACHD_")}
     expect(used <= known, f"attachd has no {sorted(used - known)}")
-    # Of those that it has, a container needs neither a directory of requests nor flags of single commands.
     expect(len(used) >= 12, f"only {sorted(used)} are set")
 
 
@@ -197,14 +203,14 @@ def test_an_agent_that_ends_has_time_for_its_longest_step(chart: Chart) -> None:
 
 
 def test_kubelet_asks_how_the_agent_is(chart: Chart) -> None:
-    for values, host in (("minimal", None), ("everything", "2001:db8::1")):
+    for values in VALUES:
         agent = _agent(chart, values)
         [port] = agent["ports"]
         listen = _environment(chart, values)["ATTACHD_LISTEN"]
         expect(listen.endswith(f":{port['containerPort']}"), f"it listens on {listen}, and is asked on {port}")
         for kind, path in (("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
             request = agent[kind]["httpGet"]
-            expect(request["path"] == path and request["port"] == port["name"] and request.get("host") == host, f"{kind}: {request}")
+            expect(request["path"] == path and request["port"] == port["name"] and "host" not in request, f"{kind}: {request}")
 
 
 def test_an_address_is_listened_on_as_it_is_written(chart: Chart) -> None:

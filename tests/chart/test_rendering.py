@@ -7,6 +7,7 @@ import os
 import re
 import tarfile
 
+from lablib import image_root
 from lablib.cases import expect
 from lablib.chart import DIRECTORY, TESTS, VALUES, Chart, hadolint, kubeconform
 from lablib.commands import run
@@ -100,6 +101,13 @@ def test_requests_in_the_documents_are_valid(chart: Chart) -> None:
             yaml = re.sub(f"^{indent}", "", example, flags=re.MULTILINE)
             yaml = yaml.replace("UUID-OF-THE-VOLUME", "5c2f7a1e-03d4-4b7e-9c7a-2f1f0f6f2a10")
             _conforms(chart, yaml, versions()[-1])
+
+
+def test_the_image_starts_attachd_where_the_chart_and_the_lab_expect_it(_: Chart) -> None:
+    stage = (PROJECT_DIR / "Dockerfile").read_text().rpartition("\nFROM ")[2]
+    expect('\nENTRYPOINT ["attachd"]\n' in stage and f" /{image_root.BINARY}\n" in stage, f"the last stage is {stage}")
+    expect("BASE_IMAGE=debian:${DEBIAN_SUITE}-slim\n" in (PROJECT_DIR / "Dockerfile").read_text(), "the lab's image is Debian's")
+    expect(image_root.suite(), "the Dockerfile names no suite")
 
 
 def test_hadolint_finds_no_fault_in_the_dockerfile(_: Chart) -> None:

@@ -39,7 +39,7 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "attachd.fullname" . }
 httpGet:
   path: {{ .path }}
   port: http
-  {{- if not (has $address (list "0.0.0.0" "::")) }}
+  {{- if has $address (list "127.0.0.1" "::1") }}
   host: {{ $address | quote }}
   {{- end }}
 {{- end -}}
