@@ -40,7 +40,8 @@ def expect(holds: Any, what: str) -> None:
         raise Failure(what)
 
 
-def _find(directory: Path, only: Optional[str]) -> Iterator[tuple[str, Test]]:
+def find(directory: Path, only: Optional[str]) -> Iterator[tuple[str, Callable[[Any], None]]]:
+    """Load the tests of a directory: the name of each, as a sentence, and the test."""
     for path in sorted(directory.glob("test_*.py")):
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if spec is None or spec.loader is None:
@@ -110,7 +111,7 @@ def run_all(bench: Bench, directory: Path, only: Optional[str]) -> Iterator[tupl
     if bench.left_behind():
         bench.renew()
     open_tests = _open_tests(directory)
-    for name, test in _find(directory, only):
+    for name, test in find(directory, only):
         if name in open_tests and not only:
             print(f"OPEN          {name}: not run, see {directory.name}/open.txt", flush=True)
             continue

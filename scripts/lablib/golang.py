@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -54,3 +55,14 @@ def installed(package: str, version: str) -> Path:
 
     name = package.rpartition("/")[2]
     return artefact(name, content_key(package, version, _VERSION), build) / name
+
+
+def gojq() -> Path:
+    """Return gojq, the lab's reader of YAML: the standard library has none."""
+    return installed("github.com/itchyny/gojq/cmd/gojq", "v0.12.17")
+
+
+def module(path: str, version: str) -> Path:
+    """Return the directory of a Go module's files, as the module cache has it."""
+    output = run([go(), "mod", "download", "-json", f"{path}@{version}"], timeout=900, env=environment())
+    return Path(json.loads(output)["Dir"])

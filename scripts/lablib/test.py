@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lablib import cases, guest, kubernetes
+from lablib import cases, chart, guest, kubernetes
 from lablib.build import build, cargo
 from lablib.cache import artefact, content_key
 from lablib.cluster import ClusterBench
@@ -94,7 +94,8 @@ def lint() -> Tally:
     tally.check("documentation", ["env", "RUSTDOCFLAGS=-D warnings", cargo(), "doc", "--locked", "--no-deps", "--document-private-items"])
     if not _installed("shellcheck"):
         apt_get(["install", "-y", "--no-install-recommends", "shellcheck"])
-    tally.check("shellcheck", ["shellcheck", "scripts/lab", "scripts/demo", "scripts/test", ".ci/run", "scripts/lablib/guest/init"])
+    tally.check("shellcheck", ["shellcheck", "scripts/lab", "scripts/demo", "scripts/test", ".ci/run", "scripts/lablib/guest/init",
+                               "charts/attachd/files/check-installation.sh"])
     sources = sorted(str(path) for path in [*Path(PROJECT_DIR, "scripts").rglob("*.py"), *Path(PROJECT_DIR, "tests").rglob("*.py")])
     tally.check("python", [sys.executable, "-B", "-c", "import ast,sys\nfor f in sys.argv[1:]: ast.parse(open(f).read(), f)", *sources])
     return tally
@@ -189,6 +190,14 @@ def _on_the_bench(bench: cases.Bench, directory: str, only: str | None) -> Tally
     return tally
 
 
+def helm_chart() -> Tally:
+    """The Helm chart and the Dockerfile, without a cluster: tests/chart."""
+    tally = Tally()
+    for name, error in chart.run_all():
+        tally.count(error is None, name)
+    return tally
+
+
 def demo() -> Tally:
     """The demo, as a user runs it."""
     tally = Tally()
@@ -197,7 +206,7 @@ def demo() -> Tally:
 
 
 _TIERS: dict[str, Callable[..., Tally]] = {
-    "lint": lint, "policy": policy, "pure": pure, "cinder": real_cinder, "host": real_host,
+    "lint": lint, "policy": policy, "pure": pure, "chart": helm_chart, "cinder": real_cinder, "host": real_host,
     "node": real_node, "lio": real_lio, "kube": real_kube, "demo": demo,
 }
 _IN_LAB = ("node", "lio", "kube")

@@ -1,0 +1,45 @@
+{{- define "attachd.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride -}}
+{{- else if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 53 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 53 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "attachd.selectorLabels" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "attachd.labels" -}}
+{{ include "attachd.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "attachd.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+
+{{- /* The user that the API server sees, in the admission policies. */ -}}
+{{- define "attachd.username" -}}
+system:serviceaccount:{{ .Release.Namespace }}:{{ include "attachd.fullname" . }}
+{{- end -}}
+
+{{- /* Where /livez and /readyz are asked for: kubelet takes the Pod's address unless it is told. */ -}}
+{{- define "attachd.probe" -}}
+{{- $address := .root.Values.http.bindAddress -}}
+httpGet:
+  path: {{ .path }}
+  port: http
+  {{- if has $address (list "127.0.0.1" "::1") }}
+  host: {{ $address | quote }}
+  {{- end }}
+{{- end -}}
