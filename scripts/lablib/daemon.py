@@ -1,4 +1,4 @@
-"""attachd as a daemon in a node, serving a directory of requests."""
+"""attachd as a daemon in a node."""
 
 from __future__ import annotations
 
@@ -18,27 +18,19 @@ LOG = "/run/attachd-requests.log"
 Status = dict[str, Any]
 
 
-class Daemon:
-    """The daemon of one node. It may be started, ended and started again."""
+class Background:
+    """`attachd run` in one node. It may be started, ended and started again."""
 
-    def __init__(self, node: Attachd) -> None:
+    def __init__(self, node: Attachd, log_file: str) -> None:
         self._node = node
+        self._log = log_file
         self.pid: Optional[int] = None
 
-    def start(self, **environment: str) -> None:
-        """Start it."""
+    def begin(self, arguments: list[str], environment: dict[str, str]) -> None:
+        """Start it; it may not have come far when this returns."""
         prefix = self._node.environment(**{"ATTACHD_LOG": "attachd=debug", "ATTACHD_LOG_JSON": "true", **environment})
-        argv = shlex.join([*prefix, BINARY, "run", "--requests-dir", DIRECTORY])
-        script = f"mkdir -p {DIRECTORY}; setsid {argv} < /dev/null >> {LOG} 2>&1 & echo $!"
-        self.pid = int(self._node.shell(script))
-        wait_until(self._serves, timeout=60, what="the daemon to serve; see its log")
-
-    def _serves(self) -> bool:
-        if not self.alive():
-            raise LabError(f"the daemon ended: {self.log()}")
-        # It has looked at the directory before it says anything else.
-        return "READY" in self._node.shell(
-            f"grep -q inotify /proc/{self.pid}/fdinfo/* 2>/dev/null && echo READY || true")
+        argv = shlex.join([*prefix, BINARY, "run", *arguments])
+        self.pid = int(self._node.shell(f"setsid {argv} < /dev/null >> {self._log} 2>&1 & echo $!"))
 
     def alive(self) -> bool:
         """Tell whether it runs."""
@@ -51,15 +43,35 @@ class Daemon:
 
     def log(self) -> str:
         """What it said."""
-        return self._node.shell(f"cat {LOG} 2>/dev/null || true")
-
-    def cinder_calls(self) -> int:
-        """How often it has asked Cinder so far."""
-        return int(self._node.shell(f"grep -c 'Cinder answered' {LOG} || true"))
+        return self._node.shell(f"cat {self._log} 2>/dev/null || true")
 
     def memory(self) -> int:
         """Its resident memory in KiB."""
         return int(self._node.shell(f"awk '/^VmRSS/ {{print $2}}' /proc/{self.pid}/status"))
+
+    def cinder_calls(self) -> int:
+        """How often it has asked Cinder so far."""
+        return int(self._node.shell(f"grep -c 'Cinder answered' {self._log} || true"))
+
+
+class Daemon(Background):
+    """The daemon of one node, serving a directory of requests."""
+
+    def __init__(self, node: Attachd) -> None:
+        super().__init__(node, LOG)
+
+    def start(self, **environment: str) -> None:
+        """Start it."""
+        self._node.shell(f"mkdir -p {DIRECTORY}")
+        self.begin(["--requests-dir", DIRECTORY], environment)
+        wait_until(self._serves, timeout=60, what="the daemon to serve; see its log")
+
+    def _serves(self) -> bool:
+        if not self.alive():
+            raise LabError(f"the daemon ended: {self.log()}")
+        # It has looked at the directory before it says anything else.
+        return "READY" in self._node.shell(
+            f"grep -q inotify /proc/{self.pid}/fdinfo/* 2>/dev/null && echo READY || true")
 
     def write(self, file: str, text: str) -> None:
         """Put a file into the directory, whole at once."""

@@ -1,0 +1,142 @@
+"""attachd as the cluster's agent of a node, with the ServiceAccount that the chart gives it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lablib import guest, kubernetes
+from lablib.chart import NAMESPACE, RELEASE, Chart
+from lablib.cluster import REQUESTS, Cluster, attach_request
+from lablib.commands import wait_until
+from lablib.daemon import Background, ready_condition
+from lablib.errors import LabError
+
+_RIGHTS = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
+_LOG = "/run/attachd-agent.log"
+_KUBECONFIG = "/run/attachd-agent.kubeconfig"
+
+Object = dict[str, Any]
+
+
+class Agent(Background):
+    """The agent of one node."""
+
+    def __init__(self, cluster: Cluster, node: str = "node1") -> None:
+        super().__init__(cluster.agent(node), _LOG)
+        self.cluster = cluster
+        self.node = cluster.agent(node)
+        kubernetes.create_node_object(cluster.lab, node)
+        config = kubernetes.service_account_kubeconfig(cluster.lab, NAMESPACE, RELEASE, node, in_node=True)
+        guest.copy_in(cluster.lab, self.node.record, config, _KUBECONFIG)
+
+    def start(self, *, wait: bool = True, **environment: str) -> None:
+        """Start it, and wait until it has published its node."""
+        self.begin(["--kubernetes"], {"KUBECONFIG": _KUBECONFIG, "ATTACHD_NODE_NAME": self.node.name, **environment})
+        if wait:
+            self.wait_connector("True", "Ready")
+
+    def wait_connector(self, status: str, reason: str, *, timeout: float = 90) -> Object:
+        """Wait until the node's NodeConnector says this of being ready; give it."""
+        found: Object = {}
+
+        def said() -> bool:
+            nonlocal found
+            if not self.alive():
+                raise LabError(f"the agent ended: {self.log()[-3000:]}")
+            answer = self.cluster.api.request("GET", f"/apis/attachd.dev/v1alpha1/nodeconnectors/{self.node.name}")
+            found = answer.ok() if answer.status == 200 else {}
+            condition = ready_condition(found.get("status"))
+            return (condition.get("status"), condition.get("reason")) == (status, reason)
+
+        try:
+            wait_until(said, timeout=timeout, what=f"the NodeConnector of {self.node.name} to be {reason}", interval=0.3)
+        except LabError as error:
+            raise LabError(f"{error}; it is {found.get('status')}; the log ends: {self.log()[-3000:]}") from error
+        return found
+
+
+def _rights() -> list[Object]:
+    """What the chart renders of accounts and roles."""
+    with tempfile.TemporaryDirectory(prefix="attachd-chart-") as scratch:
+        return [item for item in Chart(Path(scratch)).objects("minimal")
+                if item["kind"] in _RIGHTS and "helm.sh/hook" not in item["metadata"].get("annotations", {})]
+
+
+@contextmanager
+def rights(cluster: Cluster) -> Iterator[None]:
+    """The chart's ServiceAccount and its rights, for the time of a test; agents in it have nothing else."""
+    items = json.dumps({"apiVersion": "v1", "kind": "List", "items": _rights()}).encode()
+    cluster.api.request("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+    kubernetes.kubectl_output(cluster.lab, "apply", "-f", "-", stdin=items)
+    yield
+    # Not where the test failed: the runner then begins with an empty etcd.
+    kubernetes.kubectl_output(cluster.lab, "delete", "nodes", "--all")
+    kubernetes.kubectl_output(cluster.lab, "delete", "nodeconnectors", "--all", "--timeout=30s")
+    kubernetes.kubectl_output(cluster.lab, "delete", "pods", "--all", "--namespace", NAMESPACE, "--force", "--grace-period=0")
+    kubernetes.kubectl_output(cluster.lab, "delete", "-f", "-", "--timeout=60s", stdin=items)
+    kubernetes.kubectl_output(cluster.lab, "delete", "namespace", NAMESPACE, "--timeout=60s")
+    kubernetes.kubectl_output(cluster.lab, "delete", "events", "--all", "--namespace=default")
+
+
+@contextmanager
+def agent(cluster: Cluster, node: str = "node1", **environment: str) -> Iterator[Agent]:
+    """The agent of a node, running, for the time of a test."""
+    running = Agent(cluster, node)
+    running.node.shell(f"rm -f {_LOG}")
+    running.start(**environment)
+    yield running
+    if running.alive():
+        running.end("TERM")
+    running.node.shell(f"rm -f {_LOG} {_KUBECONFIG}")
+
+
+def ask(cluster: Cluster, name: str, volume: str, *, node: str = "node1", **spec: Any) -> Object:
+    """Create a request."""
+    created: Object = cluster.api.request("POST", REQUESTS, attach_request(name, {"nodeName": node, "volumeID": volume, **spec})).ok()
+    return created
+
+
+def request(cluster: Cluster, name: str) -> Object:
+    """A request as the API server has it; nothing where there is none."""
+    answer = cluster.api.request("GET", f"{REQUESTS}/{name}")
+    found: Object = answer.ok() if answer.status == 200 else {}
+    return found
+
+
+def wait_ready(agent: Agent, name: str, status: str = "True", reason: str = "Attached", *, timeout: float = 180) -> Object:
+    """Wait until a request says this of being ready; give it."""
+    found: Object = {}
+
+    def said() -> bool:
+        nonlocal found
+        found = request(agent.cluster, name)
+        condition = ready_condition(found.get("status"))
+        return (condition.get("status"), condition.get("reason")) == (status, reason)
+
+    try:
+        wait_until(said, timeout=timeout, what=f"{name} to be {reason}", interval=0.3)
+    except LabError as error:
+        raise LabError(f"{error}; its status is {found.get('status')}; the agent's log ends: {agent.log()[-3000:]}") from error
+    return found
+
+
+def delete(agent: Agent, *names: str, timeout: float = 180) -> None:
+    """Delete requests, and wait until they are gone."""
+    for name in names:
+        agent.cluster.api.request("DELETE", f"{REQUESTS}/{name}").ok()
+    try:
+        wait_until(lambda: all(not request(agent.cluster, name) for name in names), timeout=timeout, what=f"{names} to go", interval=0.3)
+    except LabError as error:
+        raise LabError(f"{error}; {[request(agent.cluster, name) for name in names]}; the log ends: {agent.log()[-3000:]}") from error
+
+
+def events(cluster: Cluster, name: str) -> list[tuple[str, str]]:
+    """The types and reasons of a request's events, in their order."""
+    found = cluster.api.request("GET", "/apis/events.k8s.io/v1/namespaces/default/events").ok()["items"]
+    about = [event for event in found if event["regarding"].get("name") == name]
+    return [(event["type"], event["reason"]) for event in sorted(about, key=lambda event: str(event["eventTime"]))]
