@@ -76,7 +76,7 @@ def nothing_left_but(one, volume_id: str) -> None:
 
 def test_a_kill_in_the_middle_is_finished_by_the_next_agent(cluster: Cluster) -> None:
     with rights(cluster), agent(cluster) as one, volume(one.node) as v:
-        for words in ("log in to", "scan", "multipath map", "format", "mount dm"):
+        for words in ("format", "log in to", "scan", "multipath map", "mount dm"):
             ask(cluster, "db", v)
             before = one.log().count(f"begin: {words}")
             wait_until(lambda: one.log().count(f"begin: {words}") > before, timeout=120, what=f"it to begin: {words}", interval=0.02)
