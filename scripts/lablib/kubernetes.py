@@ -289,13 +289,14 @@ def _start(lab: Lab, name: str, options: Sequence[str], is_ready: Callable[[], b
     if lab.processes.find(name):
         return
     log = lab.logs / f"{name}.log"
+    before = log.stat().st_size if log.exists() else 0
     begun = time.monotonic()
     process = lab.processes.start(name, [str(program(name)), *options], log=log)
     try:
         wait_until(lambda: _alive(name, process) and is_ready(), timeout=_READY_TIMEOUT, what=f"{name} to be ready")
     except LabError as error:
         lab.processes.stop(name, at_once=True)
-        raise LabError(f"{error}; the end of {log}:\n{tail(log.read_text(errors='replace'))}") from error
+        raise LabError(f"{error}; the end of {log}:\n{tail(log.read_bytes()[before:].decode(errors='replace'))}") from error
     say(f"{name}: {time.monotonic() - begun:.1f} s")
 
 
