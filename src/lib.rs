@@ -13,7 +13,9 @@
 //! | module         | may use                                        |
 //! |----------------|------------------------------------------------|
 //! | `cli`          | everything but `testing`                       |
-//! | `requests_dir` | `attach`, `cinder`, `crd`, `host`, `model`, `projection` |
+//! | `requests_dir` | `attach`, `cinder`, `crd`, `health`, `host`, `metrics`, `model`, `projection` |
+//! | `health`       | `metrics`                                      |
+//! | `metrics`      | `attach`, `cinder`, `host`, `model`            |
 //! | `projection`   | `attach`, `crd`, `model`                       |
 //! | `attach`       | `cinder`, `host`, `model`                      |
 //! | `cinder`, `crd`, `host` | `model`                               |
@@ -25,7 +27,9 @@ pub mod cinder;
 pub mod cli;
 pub mod config;
 pub mod crd;
+pub mod health;
 pub mod host;
+pub mod metrics;
 pub mod model;
 pub mod projection;
 pub mod requests_dir;

@@ -2,12 +2,21 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
 
-use super::{context, exit::Failure};
+use super::{
+    context,
+    exit::Failure,
+    listen::{Listen, NODE_CHECK},
+};
 use crate::{
     config::Options,
+    health::{Liveness, Readiness, Vitals},
     host::Host as _,
-    requests_dir::{RequestsDir, RequestsDirConfig},
+    metrics::Metrics,
+    requests_dir::{self, RequestsDir, RequestsDirConfig},
 };
+
+/// A loop that stands still three times as long as it may rest will not go on by itself.
+const STANDSTILL: Duration = requests_dir::BEAT.saturating_mul(3);
 
 #[derive(Debug, Args)]
 pub(super) struct Run {
@@ -24,12 +33,16 @@ pub(super) struct Run {
         value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=512)
     )]
     concurrency: usize,
+
+    #[command(flatten)]
+    listen: Listen,
 }
 
 impl Run {
     pub(super) async fn run(&self, options: &Options) -> Result<(), Failure> {
         let stop = context::stop_signal()?;
-        let engine = Arc::new(context::engine(options)?);
+        let (metrics, liveness) = (Metrics::new(), Liveness::default());
+        let engine = Arc::new(context::measured_engine(options, &metrics)?);
         let node_name = match (&options.node_name, engine.host().facts().await) {
             (Some(name), _) => name.clone(),
             (None, Ok(facts)) => facts.connector.host,
@@ -42,10 +55,15 @@ impl Run {
             concurrency: self.concurrency,
             longest_pause: Duration::from_mins(1),
         };
-        RequestsDir::new(engine, config)
-            .serve(stop)
-            .await
-            .map_err(|error| Failure::Other(described(&error)))
+        let vitals = Vitals {
+            metrics,
+            readiness: Readiness::new(&[NODE_CHECK, requests_dir::CHECK]),
+            heartbeat: liveness.heartbeat("serving", STANDSTILL),
+        };
+        let listening = self.listen.start(&engine, &vitals, liveness, stop.clone()).await?;
+        let served = RequestsDir::new(engine, config, vitals).serve(stop).await;
+        listening.end().await;
+        served.map_err(|error| Failure::Other(described(&error)))
     }
 }
 

@@ -27,6 +27,7 @@ use tokio::{
 use crate::{
     attach::{Engine, LedgerError, Origin},
     cinder::BlockStorage,
+    health::Vitals,
     host::Host,
     requests_dir::{
         files::{Found, Scan, StatusFile},
@@ -39,6 +40,12 @@ const FALLBACK_SCAN: Duration = Duration::from_mins(1);
 
 /// Editors and `cp` make several events of one change.
 const SETTLE: Duration = Duration::from_millis(20);
+
+/// The name of the directory's readiness check.
+pub const CHECK: &str = "requests-dir";
+
+/// How often the serving loop's heart beats at least, as long as a scan takes no time.
+pub const BEAT: Duration = FALLBACK_SCAN;
 
 /// What the server needs to know.
 #[derive(Debug, Clone)]
@@ -87,6 +94,7 @@ struct Handle {
 pub struct RequestsDir<H, C> {
     engine: Arc<Engine<H, C>>,
     config: RequestsDirConfig,
+    vitals: Vitals,
     permits: Arc<Semaphore>,
     handles: BTreeMap<String, Handle>,
     workers: JoinSet<String>,
@@ -94,9 +102,9 @@ pub struct RequestsDir<H, C> {
 
 impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
     /// A server; nothing happens yet.
-    pub fn new(engine: Arc<Engine<H, C>>, config: RequestsDirConfig) -> Self {
+    pub fn new(engine: Arc<Engine<H, C>>, config: RequestsDirConfig, vitals: Vitals) -> Self {
         let permits = Arc::new(Semaphore::new(config.concurrency));
-        Self { engine, config, permits, handles: BTreeMap::new(), workers: JoinSet::new() }
+        Self { engine, config, vitals, permits, handles: BTreeMap::new(), workers: JoinSet::new() }
     }
 
     /// Serves until asked to stop; then waits for the steps under way. What is attached stays so.
@@ -115,8 +123,10 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
         inotify.watches().add(&directory, mask | WatchMask::ONLYDIR).map_err(io("watching"))?;
         let mut events = inotify.into_event_stream([0; 4096]).map_err(io("watching"))?;
         self.scan().await?;
+        self.vitals.readiness.set(CHECK, Ok(()));
         tracing::info!(directory = %directory.display(), requests = self.handles.len(), "serving requests");
         loop {
+            self.vitals.heartbeat.beat();
             tokio::select! {
                 Ok(_) = stop.wait_for(|stop| *stop) => break,
                 // Its request may have come back while it ended.
@@ -125,14 +135,19 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
                     while timeout(SETTLE, events.next()).await.is_ok() {}
                 }
             }
-            if let Err(error) = self.scan().await {
-                tracing::error!("{error}: {}", source(&error));
+            let scanned = self.scan().await.map_err(|error| format!("{error}: {}", source(&error)));
+            if let Err(error) = &scanned {
+                tracing::error!("{error}");
             }
+            self.vitals.readiness.set(CHECK, scanned);
         }
         for handle in self.handles.values_mut() {
             handle.send(Wanted::Shutdown);
         }
-        while self.workers.join_next().await.is_some() {}
+        // Steps under way may take minutes.
+        while !matches!(timeout(BEAT, self.workers.join_next()).await, Ok(None)) {
+            self.vitals.heartbeat.beat();
+        }
         Ok(())
     }
 
@@ -268,6 +283,7 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
             permits: Arc::clone(&self.permits),
             longest_pause: self.config.longest_pause,
             status: status.clone(),
+            metrics: self.vitals.metrics.clone(),
         };
         self.handles.insert(name, Handle { wish, over, status, refused: false });
         self.workers.spawn(worker.run());

@@ -1,16 +1,18 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Semaphore, SemaphorePermit, watch},
     time::timeout,
 };
+use tracing::{Instrument as _, Span, field};
 
 use super::files::StatusFile;
 use crate::{
     attach::{AttachError, Attached, Engine, Origin, Progress, Record, Refusal},
     cinder::BlockStorage,
     host::Host,
-    model::{AttachSpec, Retry},
+    metrics::{Metrics, Operation, RequestState},
+    model::{AttachSpec, Retry, VolumeId},
     projection::Standing,
 };
 
@@ -44,24 +46,31 @@ pub(super) struct Worker<H, C> {
     pub(super) permits: Arc<Semaphore>,
     pub(super) longest_pause: Duration,
     pub(super) status: StatusFile,
+    pub(super) metrics: Metrics,
 }
 
 impl<H: Host, C: BlockStorage> Worker<H, C> {
     /// Works until the request is gone and detached, or until shutdown; gives back its name.
     pub(super) async fn run(mut self) -> String {
         let mut pause = FIRST_PAUSE;
+        let mut standing = self.metrics.request(RequestState::Attaching);
         loop {
             let (wanted, over) = {
                 let wish = self.wish.borrow_and_update();
                 (wish.wanted.clone(), wish.over.clone())
             };
+            let span = self.span(&wanted);
             let result = match &wanted {
                 Wanted::Shutdown => return self.name,
                 Wanted::Attached { spec, status } => {
                     self.status = status.clone();
-                    self.attach(spec, &over).await
+                    standing.set(RequestState::Attaching);
+                    self.attach(spec, &over).instrument(span.clone()).await
                 }
-                Wanted::Detached => match self.detach(&over).await {
+                Wanted::Detached => match {
+                    standing.set(RequestState::Detaching);
+                    self.detach(&over).instrument(span.clone()).await
+                } {
                     Ok(()) => {
                         self.status.remove().await;
                         return self.name;
@@ -71,6 +80,7 @@ impl<H: Host, C: BlockStorage> Worker<H, C> {
             };
             let rest = match result {
                 Ok(()) => {
+                    standing.set(RequestState::Attached);
                     pause = FIRST_PAUSE;
                     None
                 }
@@ -78,8 +88,9 @@ impl<H: Host, C: BlockStorage> Worker<H, C> {
                 Err(AttachError::Stopped { .. }) => continue,
                 Err(error) => {
                     let detaching = wanted == Wanted::Detached;
-                    self.failed(&error, detaching).await;
-                    match error.retry() {
+                    standing.set(RequestState::Failed);
+                    self.failed(&error, detaching).instrument(span).await;
+                    let rest = match error.retry() {
                         Retry::OnChange if !detaching => None,
                         // Its file is gone: nothing will change but the node.
                         Retry::OnChange => Some(self.longest_pause),
@@ -88,7 +99,13 @@ impl<H: Host, C: BlockStorage> Worker<H, C> {
                             pause = (pause * 2).min(self.longest_pause);
                             Some(rest)
                         }
+                    };
+                    if rest.is_some() {
+                        let operation =
+                            if detaching { Operation::Detach } else { Operation::Attach };
+                        self.metrics.retry(operation, &error);
                     }
+                    rest
                 }
             };
             if !self.changed(rest).await {
@@ -118,8 +135,12 @@ impl<H: Host, C: BlockStorage> Worker<H, C> {
             return Err(Refusal::AttachedDifferently { volume, difference }.into());
         }
         let attached = {
-            let _permit = self.permits.acquire().await;
-            self.engine.attach(spec, &self.origin(), &|progress| self.log(progress), over).await?
+            let _permit = self.permit().await;
+            let timer = self.metrics.operation(Operation::Attach);
+            let report = |progress| self.log(progress);
+            let result = self.engine.attach(spec, &self.origin(), &report, over).await;
+            timer.end(result.as_ref().map(|attached| attached.changed));
+            result?
         };
         self.attached(&attached).await;
         Ok(())
@@ -128,12 +149,33 @@ impl<H: Host, C: BlockStorage> Worker<H, C> {
     /// Detaches all that this request has attached.
     async fn detach(&self, over: &watch::Receiver<bool>) -> Result<(), AttachError> {
         for record in self.records().await? {
-            let _permit = self.permits.acquire().await;
+            let _permit = self.permit().await;
             let report = |progress| self.log(progress);
             let volume = record.spec.volume;
-            self.engine.detach(volume, &self.origin(), &report, over).await?;
+            Span::current().record("volume", field::display(volume));
+            let timer = self.metrics.operation(Operation::Detach);
+            let result = self.engine.detach(volume, &self.origin(), &report, over).await;
+            timer.end(result.as_ref().copied());
+            result?;
         }
         Ok(())
+    }
+
+    /// What every log line of the work on this request carries, whatever level is logged. The engine
+    /// fills in the attachment.
+    fn span(&self, wanted: &Wanted) -> Span {
+        let volume: Option<VolumeId> = match wanted {
+            Wanted::Attached { spec, .. } => Some(spec.volume),
+            Wanted::Detached | Wanted::Shutdown => None,
+        };
+        let volume = volume.map(field::display);
+        tracing::error_span!("request", request = %self.name, volume, attachment = field::Empty)
+    }
+
+    /// Waits for its turn. The semaphore is never closed.
+    async fn permit(&self) -> Option<SemaphorePermit<'_>> {
+        let _queued = self.metrics.queued();
+        self.permits.acquire().await.ok()
     }
 
     fn origin(&self) -> Origin {
@@ -151,7 +193,7 @@ impl<H: Host, C: BlockStorage> Worker<H, C> {
     async fn attached(&self, attached: &Attached) {
         if attached.changed {
             let device = attached.device.display();
-            tracing::info!(request = %self.name, volume = %attached.volume, %device, "attached");
+            tracing::info!(%device, "attached");
         }
         self.status.write(Standing::Attached(attached)).await;
     }
@@ -159,7 +201,7 @@ impl<H: Host, C: BlockStorage> Worker<H, C> {
     async fn failed(&self, error: &AttachError, detaching: bool) {
         let message = error.chain();
         let what = if detaching { "detach" } else { "attach" };
-        tracing::error!(request = %self.name, reason = error.reason(), "could not {what}: {message}");
+        tracing::error!(reason = error.reason(), "could not {what}: {message}");
         let record = self.records().await.ok().and_then(|records| records.into_iter().next());
         let standing = Standing::Unfinished {
             record: record.as_ref(),
@@ -170,17 +212,15 @@ impl<H: Host, C: BlockStorage> Worker<H, C> {
     }
 
     fn log(&self, progress: Progress) {
-        let request = &self.name;
+        self.metrics.observe_progress(&progress);
         match progress {
-            Progress::Started { what, why, .. } => tracing::debug!(%request, why, "begin: {what}"),
-            Progress::Done { what, took, .. } => {
-                tracing::info!(%request, ms = took.as_millis(), "{what}");
-            }
+            Progress::Started { what, why, .. } => tracing::debug!(why, "begin: {what}"),
+            Progress::Done { what, took, .. } => tracing::info!(ms = took.as_millis(), "{what}"),
             Progress::Failed { what, took, .. } => {
-                tracing::warn!(%request, ms = took.as_millis(), "failed: {what}");
+                tracing::warn!(ms = took.as_millis(), "failed: {what}");
             }
-            Progress::Waiting { what } => tracing::info!(%request, "waiting for {what}"),
-            Progress::Warning { what } => tracing::warn!(%request, "{what}"),
+            Progress::Waiting { what } => tracing::info!("waiting for {what}"),
+            Progress::Warning { what } => tracing::warn!("{what}"),
         }
     }
 }
