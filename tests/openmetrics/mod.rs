@@ -1,4 +1,5 @@
 //! A strict reader of the OpenMetrics text format, as far as attachd uses it.
+#![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -64,7 +65,10 @@ impl Exposition {
                     "HELP" => set(&mut family.help, rest, line),
                     "TYPE" => set(&mut family.kind, rest, line),
                     "UNIT" => {
-                        assert!(name.ends_with(&format!("_{rest}")), "the unit is no suffix: {line}");
+                        assert!(
+                            name.ends_with(&format!("_{rest}")),
+                            "the unit is no suffix: {line}"
+                        );
                         assert!(family.unit.replace(rest.to_owned()).is_none(), "twice: {line}");
                     }
                     _ => panic!("unknown: {line}"),
