@@ -102,6 +102,7 @@ async fn probes_say_by_status_and_line_what_is_well_and_what_is_not() {
 #[tokio::test]
 async fn a_scrape_is_openmetrics_and_other_paths_and_methods_are_told_so() {
     let served = serve().await;
+    let began = Instant::now();
     let (status, head, body) = get(served.address, "/metrics").await;
     assert_eq!(status, 200);
     assert!(head.contains(&format!("content-type: {CONTENT_TYPE}")), "{head}");
@@ -111,6 +112,8 @@ async fn a_scrape_is_openmetrics_and_other_paths_and_methods_are_told_so() {
     assert!(status == 404 && body.contains("/readyz"), "{status} {body}");
     assert_eq!(ask(served.address, "POST /metrics HTTP/1.1").await.0, 405);
     assert_eq!(ask(served.address, "HEAD /livez HTTP/1.1").await.0, 200);
+    // Nobody waits for the end of a connection.
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     let mut nonsense = TcpStream::connect(served.address).await.unwrap();
     nonsense.write_all(&[0xff; 4096]).await.unwrap();
     assert_eq!(get(served.address, "/livez").await.0, 200);

@@ -166,7 +166,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_too_many_ends_the_oldest() {
-        let address = server(3, Duration::from_secs(60)).await;
+        let address = server(3, Duration::from_mins(1)).await;
         let mut idle = Vec::new();
         for _ in 0..3 {
             idle.push(TcpStream::connect(address).await.unwrap());

@@ -162,8 +162,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_loop_that_stands_still_is_not_alive_until_it_goes_on() {
         let liveness = Liveness::default();
-        let heart = liveness.heartbeat("serving", Duration::from_secs(60));
-        let other = liveness.heartbeat("other", Duration::from_secs(600));
+        let heart = liveness.heartbeat("serving", Duration::from_mins(1));
+        let other = liveness.heartbeat("other", Duration::from_mins(10));
         assert!(liveness.report().is_well());
         tokio::time::advance(Duration::from_secs(59)).await;
         assert!(liveness.report().is_well());

@@ -3,7 +3,8 @@ use std::{collections::VecDeque, io, net::SocketAddr, time::Duration};
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
+    middleware::map_response,
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -68,6 +69,7 @@ impl Server {
             .fallback(async || {
                 answer(StatusCode::NOT_FOUND, TEXT, "try /livez, /readyz or /metrics\n".to_owned())
             })
+            .layer(map_response(last))
             .with_state(endpoints);
         // It never ends with an error, as its documentation says.
         let _ = axum::serve(self.connections, router).with_graceful_shutdown(stop).await;
@@ -87,11 +89,11 @@ async fn scrape(State(endpoints): State<Endpoints>) -> Response {
 }
 
 fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response {
-    let headers = [
-        (header::CONTENT_TYPE, content_type),
-        // So that a request's time limit is the connection's.
-        (header::CONNECTION, "close"),
-        (header::CACHE_CONTROL, "no-store"),
-    ];
-    (status, headers, body).into_response()
+    (status, [(header::CONTENT_TYPE, content_type)], body).into_response()
+}
+
+/// Every answer is the last one of its connection: so a request's time limit is the connection's.
+async fn last(mut response: Response) -> Response {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }

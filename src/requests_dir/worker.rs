@@ -67,16 +67,15 @@ impl<H: Host, C: BlockStorage> Worker<H, C> {
                     standing.set(RequestState::Attaching);
                     self.attach(spec, &over).instrument(span.clone()).await
                 }
-                Wanted::Detached => match {
+                Wanted::Detached => {
                     standing.set(RequestState::Detaching);
-                    self.detach(&over).instrument(span.clone()).await
-                } {
-                    Ok(()) => {
-                        self.status.remove().await;
+                    let detached = self.detach(&over).instrument(span.clone()).await;
+                    if detached.is_ok() {
+                        self.status.remove().instrument(span).await;
                         return self.name;
                     }
-                    Err(error) => Err(error),
-                },
+                    detached
+                }
             };
             let rest = match result {
                 Ok(()) => {

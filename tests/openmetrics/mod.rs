@@ -1,4 +1,4 @@
-//! A strict reader of the OpenMetrics text format, as far as attachd uses it.
+//! A strict reader of the `OpenMetrics` text format, as far as attachd uses it.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::collections::{BTreeMap, BTreeSet};
