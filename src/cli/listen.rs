@@ -9,7 +9,7 @@ use tokio::{
 
 use super::exit::Failure;
 use crate::{
-    attach::Engine,
+    attach::{Engine, Refusal},
     cinder::BlockStorage,
     health::{Endpoints, Liveness, Readiness, Server, Vitals},
     host::Host,
@@ -88,19 +88,26 @@ async fn check<H: Host, C: BlockStorage>(
     mut stop: watch::Receiver<bool>,
 ) {
     loop {
-        let state = match timeout(CHECK_LIMIT, engine.host().facts()).await {
-            Ok(Ok(facts)) if facts.iscsid => Ok(()),
-            Ok(Ok(_)) => Err(crate::attach::Refusal::IscsidNotRunning.to_string()),
-            Ok(Err(error)) => Err(described(&error)),
-            Err(_) => Err(format!("its facts were not told within {} s", CHECK_LIMIT.as_secs())),
+        let look = async {
+            readiness.set(NODE_CHECK, fit(engine.host()).await);
+            sleep(CHECK_EVERY).await;
         };
-        readiness.set(NODE_CHECK, state);
         tokio::select! {
             Ok(_) = stop.wait_for(|stop| *stop) => break,
-            () = sleep(CHECK_EVERY) => {}
+            () = look => {}
         }
     }
     readiness.set("shutdown", Err("attachd was told to stop, and ends its steps".to_owned()));
+}
+
+/// Whether something can be attached to the node.
+async fn fit<H: Host>(host: &H) -> Result<(), String> {
+    match timeout(CHECK_LIMIT, host.facts()).await {
+        Ok(Ok(facts)) if facts.iscsid => Ok(()),
+        Ok(Ok(_)) => Err(Refusal::IscsidNotRunning.to_string()),
+        Ok(Err(error)) => Err(described(&error)),
+        Err(_) => Err(format!("its facts were not told within {} s", CHECK_LIMIT.as_secs())),
+    }
 }
 
 fn described(error: &dyn std::error::Error) -> String {

@@ -49,14 +49,14 @@ impl Readiness {
 
     /// How a check went; where it didn't go well, why, and what to do.
     pub fn set(&self, check: &'static str, state: Result<(), String>) {
-        let mut checks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = checks.insert(check, state.clone());
+        let before =
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(check, state.clone());
+        if before.as_ref() == Some(&state) {
+            return;
+        }
         match state {
-            Err(why) if before.as_ref() != Some(&Err(why.clone())) => {
-                tracing::warn!(check, "not ready: {why}");
-            }
-            Ok(()) if before != Some(Ok(())) => tracing::info!(check, "ready"),
-            _ => {}
+            Ok(()) => tracing::info!(check, "ready"),
+            Err(why) => tracing::warn!(check, "not ready: {why}"),
         }
     }
 
