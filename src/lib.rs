@@ -13,8 +13,10 @@
 //! | module         | may use                                        |
 //! |----------------|------------------------------------------------|
 //! | `cli`          | everything but `testing`                       |
-//! | `controller`, `requests_dir` | `attach`, `cinder`, `crd`, `host`, `model`, `projection`, `requests` |
-//! | `requests`     | `attach`, `cinder`, `host`, `model`, `projection` |
+//! | `controller`, `requests_dir` | `attach`, `cinder`, `crd`, `health`, `host`, `model`, `projection`, `requests` |
+//! | `requests`     | `attach`, `cinder`, `health`, `host`, `metrics`, `model`, `projection` |
+//! | `health`       | `metrics`                                      |
+//! | `metrics`      | `attach`, `cinder`, `host`, `model`            |
 //! | `projection`   | `attach`, `crd`, `model`                       |
 //! | `attach`       | `cinder`, `host`, `model`                      |
 //! | `cinder`, `crd`, `host` | `model`                               |
@@ -27,7 +29,9 @@ pub mod cli;
 pub mod config;
 pub mod controller;
 pub mod crd;
+pub mod health;
 pub mod host;
+pub mod metrics;
 pub mod model;
 pub mod projection;
 pub mod requests;

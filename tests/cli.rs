@@ -69,6 +69,11 @@ fn without_an_endpoint_the_flag_and_the_variable_are_named() {
 }
 
 #[test]
+fn an_address_to_listen_on_that_is_none_is_a_wrong_command_line() {
+    fails(&["run", "--requests-dir", "/tmp", "--listen", "9808"], 2, &["--listen", "IP:PORT"]);
+}
+
+#[test]
 fn a_log_filter_that_is_none_is_a_wrong_command_line() {
     fails(&["--log", "a=b=c", "crd"], 2, &["--log"]);
 }

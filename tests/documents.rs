@@ -57,7 +57,9 @@ fn every_command_is_in_the_readme() {
 
 #[test]
 fn links_of_the_documents_lead_somewhere() {
-    for document in ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/operations.md"] {
+    for document in
+        ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/metrics.md", "docs/operations.md"]
+    {
         let base = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
         for target in read(document).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             if !target.starts_with("http") && !target.starts_with('#') {

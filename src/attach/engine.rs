@@ -98,6 +98,16 @@ pub(super) struct Run<'a> {
     pub(super) progress: &'a (dyn Fn(Progress) + Sync),
 }
 
+impl Run<'_> {
+    /// Fills in the field `attachment` of the caller's span, if it has one: from here on, every line
+    /// of the log carries it.
+    pub(super) fn name_attachment(&self) {
+        if let Some(id) = self.record.as_ref().and_then(Record::attachment) {
+            tracing::Span::current().record("attachment", tracing::field::display(id));
+        }
+    }
+}
+
 impl<H: Host, C: BlockStorage> Engine<H, C> {
     /// An engine over a host, a Cinder and a ledger.
     pub fn new(host: H, cinder: C, ledger: Ledger, config: EngineConfig) -> Self {
@@ -316,6 +326,9 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         let begin = Instant::now();
         let result = self.execute(run, step).await;
         let took = begin.elapsed();
+        if phase == Phase::Reserve {
+            run.name_attachment();
+        }
         tracing::debug!(step = %what, ms = took.as_millis(), ok = result.is_ok(), "step");
         (run.progress)(match &result {
             Ok(()) => Progress::Done { phase, what, took },

@@ -39,6 +39,7 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
             made_record: false,
             progress,
         };
+        run.name_attachment();
         self.ask_cinder(&mut run).await?;
         if matches!(desired, Desired::Attached(_)) {
             let facts = self.host.facts().await;

@@ -9,9 +9,10 @@ use url::Url;
 use super::exit::Failure;
 use crate::{
     attach::{Engine, EngineConfig, Ledger},
-    cinder::{Auth, Client, ClientConfig},
+    cinder::{Auth, BlockStorage, Client, ClientConfig},
     config::Options,
     host::{AddressSource, LinuxConfig, LinuxHost, exec::RealExecutor},
+    metrics::{Measured, Metrics},
 };
 
 /// An API server that doesn't take a connection in this time is away.
@@ -19,6 +20,9 @@ const KUBERNETES_CONNECT: Duration = Duration::from_secs(10);
 
 /// The engine over this node and the configured Cinder.
 pub(super) type NodeEngine = Engine<LinuxHost, Client>;
+
+/// The same, measured.
+pub(super) type MeasuredEngine = Engine<LinuxHost, Measured<Client>>;
 
 pub(super) fn client(options: &Options) -> Result<Client, Failure> {
     let missing = |flag: &str, variable: &str| {
@@ -75,9 +79,24 @@ pub(super) fn host_for_inspection(options: &Options) -> LinuxHost {
 }
 
 pub(super) fn engine(options: &Options) -> Result<NodeEngine, Failure> {
+    engine_over(options, client(options)?)
+}
+
+/// The engine of a daemon, whose requests to Cinder are measured.
+pub(super) fn measured_engine(
+    options: &Options,
+    metrics: &Metrics,
+) -> Result<MeasuredEngine, Failure> {
+    engine_over(options, Measured::new(client(options)?, metrics.clone()))
+}
+
+fn engine_over<C: BlockStorage>(
+    options: &Options,
+    cinder: C,
+) -> Result<Engine<LinuxHost, C>, Failure> {
     let ledger = Ledger::open(&options.state_dir)?;
     let config = EngineConfig { patience: options.patience(), ..EngineConfig::default() };
-    Ok(Engine::new(host(options)?, client(options)?, ledger, config))
+    Ok(Engine::new(host(options)?, cinder, ledger, config))
 }
 
 /// The API server of the Pod's service account, or of KUBECONFIG. Doesn't ask it anything yet.

@@ -8,6 +8,7 @@ mod detach;
 mod exit;
 mod generate;
 mod inspect;
+mod listen;
 mod output;
 mod plan;
 mod progress;

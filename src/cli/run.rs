@@ -3,13 +3,23 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use clap::Args;
 use tokio::sync::Semaphore;
 
-use super::{context, exit::Failure};
+use super::{
+    context,
+    exit::Failure,
+    listen::{Listen, NODE_CHECK},
+};
 use crate::{
     config::Options,
-    controller::{Controller, ControllerConfig},
+    controller::{self, Controller, ControllerConfig},
+    health::{Liveness, Readiness, Vitals},
     host::Host as _,
-    requests_dir::{RequestsDir, RequestsDirConfig, RequestsDirError},
+    metrics::Metrics,
+    requests::BEAT,
+    requests_dir::{self, RequestsDir, RequestsDirConfig, RequestsDirError},
 };
+
+/// A loop that stands still three times as long as it may rest will not go on by itself.
+const STANDSTILL: Duration = BEAT.saturating_mul(3);
 
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
@@ -34,29 +44,43 @@ pub(super) struct Run {
         value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=512)
     )]
     concurrency: usize,
+
+    #[command(flatten)]
+    listen: Listen,
 }
 
 impl Run {
     pub(super) async fn run(&self, options: &Options) -> Result<(), Failure> {
         let stop = context::stop_signal()?;
-        let engine = Arc::new(context::engine(options)?);
+        let (metrics, liveness) = (Metrics::new(), Liveness::default());
+        let engine = Arc::new(context::measured_engine(options, &metrics)?);
         let node_name = match (&options.node_name, engine.host().facts().await) {
             (Some(name), _) => name.clone(),
             (None, Ok(facts)) => facts.connector.host,
             (None, Err(error)) => return Err(Failure::Host(error)),
         };
+        let mut checks = vec![NODE_CHECK];
+        checks.extend(self.kubernetes.then_some(controller::CHECK));
+        checks.extend(self.requests_dir.is_some().then_some(requests_dir::CHECK));
+        let readiness = Readiness::new(&checks);
+        let vitals = |name| Vitals {
+            metrics: metrics.clone(),
+            readiness: readiness.clone(),
+            heartbeat: liveness.heartbeat(name, STANDSTILL),
+        };
         let permits = Arc::new(Semaphore::new(self.concurrency));
-        let controller = if self.kubernetes {
+        let mut controller = None;
+        if self.kubernetes {
             let client = context::kubernetes().await?;
             let config = ControllerConfig {
                 node_name: node_name.clone(),
                 mounts_dir: options.mounts_dir(),
                 longest_pause: LONGEST_PAUSE,
             };
-            Some(Controller::new(Arc::clone(&engine), Arc::clone(&permits), client, config))
-        } else {
-            None
-        };
+            let (engine, permits) = (Arc::clone(&engine), Arc::clone(&permits));
+            controller =
+                Some(Controller::new(engine, permits, client, config, vitals(controller::CHECK)));
+        }
         let directory = self.requests_dir.clone().map(|directory| {
             let config = RequestsDirConfig {
                 directory,
@@ -64,8 +88,10 @@ impl Run {
                 mounts_dir: options.mounts_dir(),
                 longest_pause: LONGEST_PAUSE,
             };
-            RequestsDir::new(engine, permits, config)
+            RequestsDir::new(Arc::clone(&engine), permits, config, vitals(requests_dir::CHECK))
         });
+        let listening =
+            self.listen.start(&engine, &metrics, &readiness, liveness, stop.clone()).await?;
         let cluster = {
             let stop = stop.clone();
             async move {
@@ -81,9 +107,9 @@ impl Run {
                 None => Ok(()),
             }
         };
-        tokio::try_join!(cluster, files)
-            .map(drop)
-            .map_err(|error: RequestsDirError| Failure::Other(described(&error)))
+        let served = tokio::try_join!(cluster, files);
+        listening.end().await;
+        served.map(drop).map_err(|error: RequestsDirError| Failure::Other(described(&error)))
     }
 }
 

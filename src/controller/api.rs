@@ -88,6 +88,11 @@ impl Cluster {
         &self.uniqueness
     }
 
+    /// Whether the API server answers.
+    pub(super) async fn answers(&self) -> bool {
+        call("ask for the version", self.client.apiserver_version()).await.is_ok()
+    }
+
     /// Sees to it that a request can't go before its volume is detached.
     pub(super) async fn hold(&self, request: &Identity) -> Result<(), Refused> {
         let held = json!({"metadata": {"finalizers": [FINALIZER]}});

@@ -21,19 +21,29 @@ use kube::{
     core::DeserializeGuard,
     runtime::{WatchStreamExt as _, watcher},
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::sleep,
+};
 
 use crate::{
     attach::{Engine, Origin},
     cinder::BlockStorage,
     crd::VolumeAttachRequest,
+    health::Vitals,
     host::Host,
     model::Retry,
-    requests::{Refused, Wanted, Workers},
+    requests::{BEAT, Refused, Wanted, Workers},
 };
 use api::Cluster;
 use node_connector::NodeConnectors;
 use subject::ClusterRequest;
+
+/// The name of the readiness check: the requests are watched.
+pub const CHECK: &str = "kubernetes";
+
+/// How often an API server is asked whether it is back.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Who writes, as managed fields and events show it.
 pub const MANAGER: &str = "attachd";
@@ -56,6 +66,7 @@ pub struct ControllerConfig {
 pub struct Controller<H, C> {
     engine: Arc<Engine<H, C>>,
     config: ControllerConfig,
+    vitals: Vitals,
     cluster: Arc<Cluster>,
     workers: Workers<H, C, ClusterRequest>,
 }
@@ -69,10 +80,12 @@ impl<H: Host + 'static, C: BlockStorage + 'static> Controller<H, C> {
         permits: Arc<Semaphore>,
         client: Client,
         config: ControllerConfig,
+        vitals: Vitals,
     ) -> Self {
-        let workers = Workers::new(Arc::clone(&engine), permits, config.longest_pause);
+        let metrics = vitals.metrics.clone();
+        let workers = Workers::new(Arc::clone(&engine), permits, metrics, config.longest_pause);
         let cluster = Arc::new(Cluster::new(client, &config.node_name));
-        Self { engine, config, cluster, workers }
+        Self { engine, config, vitals, cluster, workers }
     }
 
     /// Serves until asked to stop; then waits for the steps under way. What is attached stays so. An
@@ -81,7 +94,7 @@ impl<H: Host + 'static, C: BlockStorage + 'static> Controller<H, C> {
         let connectors = NodeConnectors::new(Arc::clone(&self.engine), Arc::clone(&self.cluster));
         let connectors = tokio::spawn(connectors.serve(stop.clone()));
         self.watch(stop).await;
-        self.workers.shut_down().await;
+        self.workers.shut_down(&self.vitals.heartbeat).await;
         // It ends by the same word.
         drop(connectors.await);
     }
@@ -92,12 +105,28 @@ impl<H: Host + 'static, C: BlockStorage + 'static> Controller<H, C> {
             watcher::Config::default().fields(&format!("spec.nodeName={}", self.config.node_name));
         let mut events = watcher(requests, own).default_backoff().boxed();
         let mut listed = BTreeSet::new();
+        // A watch that goes on after an error says nothing until something changes.
+        let mut pause = BEAT;
         loop {
+            self.vitals.heartbeat.beat();
             let event = tokio::select! {
                 () = stopped(&mut stop) => return,
                 () = self.workers.ended() => continue,
+                () = sleep(pause) => {
+                    if pause == ASK_AGAIN && self.cluster.answers().await {
+                        self.vitals.readiness.set(CHECK, Ok(()));
+                        pause = BEAT;
+                    }
+                    continue;
+                }
                 event = events.try_next() => event,
             };
+            pause = if event.is_ok() { BEAT } else { ASK_AGAIN };
+            let served = event
+                .as_ref()
+                .map(drop)
+                .map_err(|error| format!("can't watch the requests: {}", api::chain(error)));
+            self.vitals.readiness.set(CHECK, served);
             match event {
                 Ok(Some(watcher::Event::Init)) => listed.clear(),
                 Ok(Some(watcher::Event::InitApply(request))) => {
@@ -108,8 +137,8 @@ impl<H: Host + 'static, C: BlockStorage + 'static> Controller<H, C> {
                 Ok(Some(watcher::Event::Apply(request))) => self.serve_one(request),
                 Ok(Some(watcher::Event::Delete(request))) => self.vanished(&request.name_any()),
                 Ok(None) => return,
-                // The stream waits, longer each time, and goes on by itself.
-                Err(error) => tracing::warn!("can't watch the requests: {}", api::chain(&error)),
+                // The stream waits, longer each time, and goes on by itself; readiness has told why.
+                Err(_) => {}
             }
         }
     }

@@ -46,10 +46,12 @@ impl ClusterRequest {
             Identity { name: request.name_any(), uid: request.uid().unwrap_or_default() };
         let known = known.filter(|known| known.identity == identity);
         // The watch may be behind what this agent wrote.
-        let told = known.map(|known| Arc::clone(&known.told)).unwrap_or_else(|| {
+        let status = || {
             let status = request.0.as_ref().ok().and_then(|request| request.status.clone());
             Arc::new(Mutex::new(status))
-        });
+        };
+        // The watch may be behind what this agent wrote.
+        let told = known.map_or_else(status, |known| Arc::clone(&known.told));
         Self {
             cluster: Arc::clone(cluster),
             identity,

@@ -14,16 +14,22 @@ use std::{collections::BTreeMap, fmt::Debug, future::Future, sync::Arc, time::Du
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
+    time::timeout,
 };
 
 use crate::{
     attach::{Engine, Origin, Record},
     cinder::BlockStorage,
+    health::Heartbeat,
     host::Host,
+    metrics::Metrics,
     model::{AttachSpec, Retry},
     projection::Standing,
 };
 use worker::{Wish, Worker};
+
+/// How often a source's loop tells that it goes on, at least.
+pub const BEAT: Duration = Duration::from_mins(1);
 
 /// Who asks, and is told. Equal ones need not be served again.
 pub trait Subject: Debug + Clone + PartialEq + Send + Sync + 'static {
@@ -97,6 +103,7 @@ pub enum Wanted<S> {
 pub struct Workers<H, C, S> {
     engine: Arc<Engine<H, C>>,
     permits: Arc<Semaphore>,
+    metrics: Metrics,
     longest_pause: Duration,
     handles: BTreeMap<String, Handle<S>>,
     tasks: JoinSet<(String, watch::Receiver<Wish<S>>)>,
@@ -116,9 +123,11 @@ impl<H: Host + 'static, C: BlockStorage + 'static, S: Subject> Workers<H, C, S> 
     pub fn new(
         engine: Arc<Engine<H, C>>,
         permits: Arc<Semaphore>,
+        metrics: Metrics,
         longest_pause: Duration,
     ) -> Self {
-        Self { engine, permits, longest_pause, handles: BTreeMap::new(), tasks: JoinSet::new() }
+        let (handles, tasks) = (BTreeMap::new(), JoinSet::new());
+        Self { engine, permits, metrics, longest_pause, handles, tasks }
     }
 
     /// The names of all requests with a worker.
@@ -180,11 +189,14 @@ impl<H: Host + 'static, C: BlockStorage + 'static, S: Subject> Workers<H, C, S> 
     }
 
     /// Waits until what is under way has reached a safe point. What is attached stays so.
-    pub async fn shut_down(mut self) {
+    pub async fn shut_down(mut self, heartbeat: &Heartbeat) {
         for handle in self.handles.values_mut() {
             handle.send(Wanted::Kept);
         }
-        while self.tasks.join_next().await.is_some() {}
+        // Steps under way may take minutes.
+        while !matches!(timeout(BEAT, self.tasks.join_next()).await, Ok(None)) {
+            heartbeat.beat();
+        }
     }
 
     fn spawn(&mut self, name: String, wanted: Wanted<S>) {
@@ -195,6 +207,7 @@ impl<H: Host + 'static, C: BlockStorage + 'static, S: Subject> Workers<H, C, S> 
             name: name.clone(),
             wish: receiver,
             permits: Arc::clone(&self.permits),
+            metrics: self.metrics.clone(),
             longest_pause: self.longest_pause,
         };
         self.handles.insert(name, Handle { wish, over, stale: false });

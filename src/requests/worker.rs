@@ -1,16 +1,18 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Semaphore, SemaphorePermit, watch},
     time::timeout,
 };
+use tracing::{Instrument as _, Span, field};
 
 use super::{Refused, Subject, Wanted};
 use crate::{
     attach::{AttachError, Attached, Engine, Origin, Progress, Record, Refusal},
     cinder::BlockStorage,
     host::Host,
-    model::{AttachSpec, Retry},
+    metrics::{Metrics, Operation, RequestState},
+    model::{AttachSpec, Retry, VolumeId},
     projection::Standing,
 };
 
@@ -29,6 +31,7 @@ pub(super) struct Worker<H, C, S> {
     pub(super) name: String,
     pub(super) wish: watch::Receiver<Wish<S>>,
     pub(super) permits: Arc<Semaphore>,
+    pub(super) metrics: Metrics,
     pub(super) longest_pause: Duration,
 }
 
@@ -78,35 +81,43 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
 
     async fn work(&mut self) {
         let mut pause = FIRST_PAUSE;
+        let mut standing = self.metrics.request(RequestState::Attaching);
         loop {
             let (wanted, over) = {
                 let wish = self.wish.borrow_and_update();
                 (wish.wanted.clone(), wish.over.clone())
             };
+            let span = self.span(&wanted);
             let (result, subject) = match &wanted {
                 Wanted::Kept => return,
                 Wanted::Attached { spec, subject } => {
-                    (self.attach(spec, subject, &over).await, subject)
+                    standing.set(RequestState::Attaching);
+                    (self.attach(spec, subject, &over).instrument(span.clone()).await, subject)
                 }
                 Wanted::Told { refused, subject } => {
                     (Err(WorkError::Held(refused.clone())), subject)
                 }
-                Wanted::Detached { subject } => match self.detach(subject, &over).await {
-                    Ok(()) => return,
-                    Err(error) => (Err(error), subject),
-                },
+                Wanted::Detached { subject } => {
+                    standing.set(RequestState::Detaching);
+                    match self.detach(subject, &over).instrument(span.clone()).await {
+                        Ok(()) => return,
+                        Err(error) => (Err(error), subject),
+                    }
+                }
             };
             let rest = match result {
                 Ok(()) => {
+                    standing.set(RequestState::Attached);
                     pause = FIRST_PAUSE;
                     None
                 }
                 // There is another wish already.
                 Err(WorkError::Attach(AttachError::Stopped { .. })) => continue,
                 Err(error) => {
+                    standing.set(RequestState::Failed);
                     let detaching = matches!(wanted, Wanted::Detached { .. });
-                    let told = self.failed(&error, subject, detaching).await;
-                    match error.retry() {
+                    let told = self.failed(&error, subject, detaching).instrument(span).await;
+                    let rest = match error.retry() {
                         Retry::OnChange if told && !detaching => None,
                         // The request is gone: nothing will change but the node.
                         Retry::OnChange if told => Some(self.longest_pause),
@@ -115,7 +126,13 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
                             pause = (pause * 2).min(self.longest_pause);
                             Some(rest)
                         }
+                    };
+                    if rest.is_some() {
+                        let operation =
+                            if detaching { Operation::Detach } else { Operation::Attach };
+                        self.metrics.retry(operation, error.reason());
                     }
+                    rest
                 }
             };
             if !self.changed(rest).await {
@@ -150,8 +167,12 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
         }
         subject.admit(records.first()).await.map_err(WorkError::Held)?;
         let attached = {
-            let _permit = self.permits.acquire().await;
-            self.engine.attach(spec, &origin, &|progress| self.log(progress), over).await?
+            let _permit = self.permit().await;
+            let timer = self.metrics.operation(Operation::Attach);
+            let report = |progress| self.log(progress);
+            let result = self.engine.attach(spec, &origin, &report, over).await;
+            timer.end(result.as_ref().map(|attached| attached.changed));
+            result?
         };
         self.attached(&attached, subject).await
     }
@@ -162,12 +183,34 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
         if wanted {
             let origin = subject.origin();
             for record in self.records(&origin).await? {
-                let _permit = self.permits.acquire().await;
+                let _permit = self.permit().await;
                 let report = |progress| self.log(progress);
-                self.engine.detach(record.spec.volume, &origin, &report, over).await?;
+                let volume = record.spec.volume;
+                Span::current().record("volume", field::display(volume));
+                let timer = self.metrics.operation(Operation::Detach);
+                let result = self.engine.detach(volume, &origin, &report, over).await;
+                timer.end(result.as_ref().copied());
+                result?;
             }
         }
         subject.release(wanted).await.map_err(WorkError::Untold)
+    }
+
+    /// What every log line of the work on this request carries, whatever level is logged. The engine
+    /// fills in the attachment.
+    fn span(&self, wanted: &Wanted<S>) -> Span {
+        let volume: Option<VolumeId> = match wanted {
+            Wanted::Attached { spec, .. } => Some(spec.volume),
+            Wanted::Told { .. } | Wanted::Detached { .. } | Wanted::Kept => None,
+        };
+        let volume = volume.map(field::display);
+        tracing::error_span!("request", request = %self.name, volume, attachment = field::Empty)
+    }
+
+    /// Waits for its turn. The semaphore is never closed.
+    async fn permit(&self) -> Option<SemaphorePermit<'_>> {
+        let _queued = self.metrics.queued();
+        self.permits.acquire().await.ok()
     }
 
     /// The records that this request made.
@@ -180,7 +223,7 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
     async fn attached(&self, attached: &Attached, subject: &S) -> Result<(), WorkError> {
         if attached.changed {
             let device = attached.device.display();
-            tracing::info!(request = %self.name, volume = %attached.volume, %device, "attached");
+            tracing::info!(%device, "attached");
         }
         subject.report(Standing::Attached(attached)).await.map_err(WorkError::Untold)
     }
@@ -189,7 +232,7 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
     async fn failed(&self, error: &WorkError, subject: &S, detaching: bool) -> bool {
         let message = error.text();
         let what = if detaching { "detach" } else { "attach" };
-        tracing::error!(request = %self.name, reason = error.reason(), "could not {what}: {message}");
+        tracing::error!(reason = error.reason(), "could not {what}: {message}");
         if matches!(error, WorkError::Untold(_)) {
             return false;
         }
@@ -202,24 +245,22 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
         match subject.report(standing).await {
             Ok(()) => true,
             Err(refused) => {
-                tracing::warn!(request = %self.name, reason = refused.reason, "{refused}");
+                tracing::warn!(reason = refused.reason, "{refused}");
                 false
             }
         }
     }
 
     fn log(&self, progress: Progress) {
-        let request = &self.name;
+        self.metrics.observe_progress(&progress);
         match progress {
-            Progress::Started { what, why, .. } => tracing::debug!(%request, why, "begin: {what}"),
-            Progress::Done { what, took, .. } => {
-                tracing::info!(%request, ms = took.as_millis(), "{what}");
-            }
+            Progress::Started { what, why, .. } => tracing::debug!(why, "begin: {what}"),
+            Progress::Done { what, took, .. } => tracing::info!(ms = took.as_millis(), "{what}"),
             Progress::Failed { what, took, .. } => {
-                tracing::warn!(%request, ms = took.as_millis(), "failed: {what}");
+                tracing::warn!(ms = took.as_millis(), "failed: {what}");
             }
-            Progress::Waiting { what } => tracing::info!(%request, "waiting for {what}"),
-            Progress::Warning { what } => tracing::warn!(%request, "{what}"),
+            Progress::Waiting { what } => tracing::info!("waiting for {what}"),
+            Progress::Warning { what } => tracing::warn!("{what}"),
         }
     }
 }

@@ -19,6 +19,7 @@ use tokio::{
 use crate::{
     attach::{Engine, LedgerError, Origin},
     cinder::BlockStorage,
+    health::Vitals,
     host::Host,
     requests::{Wanted, Workers},
     requests_dir::files::{Found, Scan, StatusFile},
@@ -26,6 +27,9 @@ use crate::{
 
 /// Events may be lost (the queue is bounded), so the directory is looked at now and then anyway.
 const FALLBACK_SCAN: Duration = Duration::from_mins(1);
+
+/// The name of the readiness check: the directory and the ledger can be read.
+pub const CHECK: &str = "requests-dir";
 
 /// Editors and `cp` make several events of one change.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -65,6 +69,7 @@ pub enum RequestsDirError {
 pub struct RequestsDir<H, C> {
     engine: Arc<Engine<H, C>>,
     config: RequestsDirConfig,
+    vitals: Vitals,
     workers: Workers<H, C, StatusFile>,
 }
 
@@ -74,9 +79,11 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
         engine: Arc<Engine<H, C>>,
         permits: Arc<Semaphore>,
         config: RequestsDirConfig,
+        vitals: Vitals,
     ) -> Self {
-        let workers = Workers::new(Arc::clone(&engine), permits, config.longest_pause);
-        Self { engine, config, workers }
+        let metrics = vitals.metrics.clone();
+        let workers = Workers::new(Arc::clone(&engine), permits, metrics, config.longest_pause);
+        Self { engine, config, vitals, workers }
     }
 
     /// Serves until asked to stop; then waits for the steps under way. What is attached stays so.
@@ -95,8 +102,10 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
         inotify.watches().add(&directory, mask | WatchMask::ONLYDIR).map_err(io("watching"))?;
         let mut events = inotify.into_event_stream([0; 4096]).map_err(io("watching"))?;
         self.scan().await?;
+        self.vitals.readiness.set(CHECK, Ok(()));
         tracing::info!(directory = %directory.display(), requests = self.workers.names().len(), "serving requests");
         loop {
+            self.vitals.heartbeat.beat();
             tokio::select! {
                 Ok(_) = stop.wait_for(|stop| *stop) => break,
                 // Its request may have come back while it ended.
@@ -105,11 +114,13 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
                     while timeout(SETTLE, events.next()).await.is_ok() {}
                 }
             }
-            if let Err(error) = self.scan().await {
-                tracing::error!("{error}: {}", source(&error));
+            let scanned = self.scan().await.map_err(|error| format!("{error}: {}", source(&error)));
+            if let Err(error) = &scanned {
+                tracing::error!("{error}");
             }
+            self.vitals.readiness.set(CHECK, scanned);
         }
-        self.workers.shut_down().await;
+        self.workers.shut_down(&self.vitals.heartbeat).await;
         Ok(())
     }
 
