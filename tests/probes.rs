@@ -171,7 +171,7 @@ impl Log {
     fn of_work(&self) -> Vec<Value> {
         let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
         let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        let work = ["attachd::attach", "attachd::requests_dir::worker"];
+        let work = ["attachd::attach", "attachd::requests::worker"];
         let of_work = |line: &Value| {
             let target = line["target"].as_str().unwrap();
             work.iter().any(|start| target.starts_with(start))

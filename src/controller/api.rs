@@ -22,9 +22,6 @@ use crate::{
 /// Reads and writes are small; a server that takes longer is away.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 
-/// The `CamelCase` word for an API server that can't be reached, or fails.
-const UNAVAILABLE: &str = "ApiServerUnavailable";
-
 /// Whether this node's initiator name is its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Uniqueness {
@@ -254,7 +251,7 @@ fn unavailable(what: &str, error: &dyn std::error::Error) -> Refused {
 }
 
 fn refused(message: String) -> Refused {
-    Refused { reason: UNAVAILABLE, message, retry: Retry::Backoff }
+    Refused { reason: "ApiServerUnavailable", message, retry: Retry::Backoff }
 }
 
 /// An error with its causes, each once.
