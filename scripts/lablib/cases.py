@@ -66,11 +66,7 @@ def run_all(lab: Lab, binary: Path, directory: Path, only: Optional[str]) -> Ite
     node.install(binary)
     if _left_behind(node):
         _fresh(lab, node, binary)
-    open_tests = _open_tests(directory)
     for name, test in _find(directory, only):
-        if name in open_tests and not only:
-            print(f"OPEN          {name}: not run, see {directory.name}/open.txt", flush=True)
-            continue
         start = time.monotonic()
         wrong = _run_one(node, test)
         print(f"{'ok  ' if wrong is None else 'FAIL'} {time.monotonic() - start:6.1f} s  {name}"
@@ -79,13 +75,6 @@ def run_all(lab: Lab, binary: Path, directory: Path, only: Optional[str]) -> Ite
             # The next test must not suffer from this one.
             _fresh(lab, node, binary)
         yield name, wrong
-
-
-def _open_tests(directory: Path) -> set[str]:
-    """The tests that nobody has seen passing yet; they run only when they are asked for by --only."""
-    listed = directory / "open.txt"
-    lines = listed.read_text().splitlines() if listed.exists() else []
-    return {line.strip() for line in lines if line.strip() and not line.startswith("#")}
 
 
 def _fresh(lab: Lab, node: Attachd, binary: Path) -> None:
