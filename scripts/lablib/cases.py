@@ -110,11 +110,7 @@ def run_all(bench: Bench, directory: Path, only: Optional[str]) -> Iterator[tupl
     """Run every test; give each one's name, and what is wrong or None."""
     if bench.left_behind():
         bench.renew()
-    open_tests = _open_tests(directory)
     for name, test in find(directory, only):
-        if name in open_tests and not only:
-            print(f"OPEN          {name}: not run, see {directory.name}/open.txt", flush=True)
-            continue
         start = time.monotonic()
         wrong = _run_one(bench, test)
         print(f"{'ok  ' if wrong is None else 'FAIL'} {time.monotonic() - start:6.1f} s  {name}"
@@ -122,10 +118,3 @@ def run_all(bench: Bench, directory: Path, only: Optional[str]) -> Iterator[tupl
         if wrong is not None:
             bench.renew()  # the next test must not suffer from this one
         yield name, wrong
-
-
-def _open_tests(directory: Path) -> set[str]:
-    """The tests that nobody has seen passing yet; they run only when they are asked for by --only."""
-    listed = directory / "open.txt"
-    lines = listed.read_text().splitlines() if listed.exists() else []
-    return {line.strip() for line in lines if line.strip() and not line.startswith("#")}
