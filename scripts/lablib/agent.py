@@ -84,11 +84,11 @@ def rights(cluster: Cluster) -> Iterator[None]:
 
 
 @contextmanager
-def agent(cluster: Cluster, node: str = "node1", **environment: str) -> Iterator[Agent]:
-    """The agent of a node, running, for the time of a test."""
+def agent(cluster: Cluster, node: str = "node1", *, wait: bool = True) -> Iterator[Agent]:
+    """The agent of a node, running, for the time of a test; ready, unless that isn't waited for."""
     running = Agent(cluster, node)
     running.node.shell(f"rm -f {_LOG}")
-    running.start(**environment)
+    running.start(wait=wait)
     yield running
     if running.alive():
         running.end("TERM")

@@ -124,12 +124,12 @@ def pure() -> Tally:
     return tally
 
 
-def _lab(*, storage_guest: bool = False) -> Lab:
+def _lab(*, nodes: int = 1, storage_guest: bool = False) -> Lab:
     lab = Lab(_LAB)
     running = lab.load()
     if running and storage_guest and not running.storage:
         down(lab)  # a node is joined to the storage guest's networks when it boots
-    up(lab, Wishes(nodes=1, fast_failover=False, find_multipaths=None, storage_guest=storage_guest))
+    up(lab, Wishes(nodes=nodes, fast_failover=False, find_multipaths=None, storage_guest=storage_guest))
     return lab
 
 
@@ -178,7 +178,7 @@ def real_lio(only: str | None = None, binary: Path | None = None) -> Tally:
 
 def real_kube(only: str | None = None, binary: Path | None = None) -> Tally:
     """The custom resources and attachd against a real Kubernetes API server: tests/lab/kube."""
-    lab = _lab()
+    lab = _lab(nodes=2)
     kubernetes.start(lab, controller_manager=True)
     return _on_the_bench(ClusterBench(lab, lambda: binary or build()), "tests/lab/kube", only)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from lablib import kubernetes
 from lablib.agent import agent, ask, delete, events, request, rights, wait_ready
 from lablib.cases import expect
-from lablib.cluster import REQUESTS, Cluster
+from lablib.cluster import REQUESTS, Cluster, install_crds
 from lablib.commands import wait_until
 from lablib.daemon import ready_condition
-from lablib.steps import attachments_of, in_use_once, nothing_left, reserve_elsewhere, free, volume
+from lablib.steps import attachments_of, daemon_stopped, free, in_use_once, nothing_left, reserve_elsewhere, volume
 
 _MOUNTS = "/var/lib/attachd/mounts"
 
@@ -58,7 +58,7 @@ def test_a_restart_writes_nothing_and_finds_what_changed_meanwhile(cluster: Clus
         one.start()
         wait_ready(one, "new")
         wait_until(lambda: request(cluster, "gone") == {}, timeout=120, what="the deleted request to go")
-        nothing_left_but(one, w)
+        expect(attachments_of(one.node, w) == [], "its attachment is left")
         one.end("KILL")
         one.start()
         wait_until(lambda: one.log().count("Cinder answered") > 0, timeout=30, what="it to work")
@@ -67,11 +67,6 @@ def test_a_restart_writes_nothing_and_finds_what_changed_meanwhile(cluster: Clus
         expect(before == after, f"db was written: {before}, {after}")
         delete(one, "db")
         expect(one.node.leftovers() == [], f"left: {one.node.leftovers()}")
-
-
-def nothing_left_but(one, volume_id: str) -> None:
-    """Cinder holds no attachment of the volume."""
-    expect(attachments_of(one.node, volume_id) == [], "its attachment is left")
 
 
 def test_a_kill_in_the_middle_is_finished_by_the_next_agent(cluster: Cluster) -> None:
@@ -138,7 +133,6 @@ def test_what_goes_without_being_deleted_stays_attached(cluster: Cluster) -> Non
         wait_until(lambda: "the definition of VolumeAttachRequest is being deleted" in one.log(), timeout=60, what="it to say so")
         in_use_once(one.node, v)
         expect(one.node.execute(["mountpoint", "-q", f"{_MOUNTS}/db"]).code == 0, "db was unmounted")
-        from lablib.cluster import install_crds
         install_crds(cluster.lab)
         ask(cluster, "db", v)
         wait_ready(one, "db")
@@ -180,7 +174,6 @@ def test_what_can_not_be_served_is_told_and_stops_nothing_else(cluster: Cluster)
 
 
 def test_a_node_that_is_not_fit_says_why(cluster: Cluster) -> None:
-    from lablib.steps import daemon_stopped
     with rights(cluster), agent(cluster) as one, volume(one.node) as v:
         with daemon_stopped(one.node, "iscsid"):
             found = one.wait_connector("False", "IscsidNotRunning")
