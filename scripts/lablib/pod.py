@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Optional
 
 from lablib import guest, pod_root
@@ -15,6 +15,7 @@ from lablib.commands import wait_until
 from lablib.daemon import DIRECTORY, Daemon
 from lablib.errors import LabError
 from lablib.node import BINARY, Attachd, Result
+from lablib.state import Lab
 
 _RUNNER = "/project/scripts/lablib/pod_container.py"
 _IMAGE = "/run/pod-image"
@@ -81,8 +82,8 @@ class Pod:
         self.name = f"pod-{os.getpid()}-{next(_numbers)}"
         self._files = f"/run/{self.name}"
 
-    def _command(self) -> list[str]:
-        """The runner's command line. Secrets are in the file, not in it."""
+    def command(self) -> list[str]:
+        """The command line that runs it in the node, once. Secrets are in a file, not in it."""
         install_image(self.node)
         directory = self.node.lab.share / "pods"
         directory.mkdir(mode=0o700, exist_ok=True)
@@ -100,11 +101,11 @@ class Pod:
 
     def run(self, *, timeout: float = 180, echo: bool = False) -> Result:
         """Run the container to its end."""
-        return self.node.execute(self._command(), timeout=timeout, echo=echo)
+        return self.node.execute(self.command(), timeout=timeout, echo=echo)
 
     def start(self) -> None:
         """Start the container."""
-        runner = shlex.join(self._command())
+        runner = shlex.join(self.command())
         self.node.shell(f"mkdir {self._files}; cd {self._files}; "
                         f"setsid bash -c '{runner} > log 2>&1; echo $? > code.new; mv code.new code' < /dev/null > /dev/null 2>&1 &")
         wait_until(lambda: self.exit_code() is not None or self.pid() is not None, timeout=60, what=f"{self.name} to start")
@@ -156,16 +157,18 @@ class Pod:
 class PodAttachd(Attachd):
     """attachd on one node, run in a Pod; everything else is as on the node itself."""
 
-    def run(self, *arguments: str, timeout: float = 180, echo: bool = False, **environment: str) -> Result:
-        """Run attachd in a container of its own."""
-        return Pod(self, attachd_spec(self, [BINARY, *arguments], **environment)).run(timeout=timeout, echo=echo)
+    def __init__(self, lab: Lab, node_name: str) -> None:
+        super().__init__(lab, node_name)
+        self.adapt: Callable[[PodSpec], PodSpec] = lambda spec: spec
 
     @classmethod
     def beside(cls, node: Attachd) -> PodAttachd:
         """The same node by way of Pods."""
-        other = cls.__new__(cls)
-        other.__dict__.update(node.__dict__)
-        return other
+        return cls(node.lab, node.name)
+
+    def command(self, *arguments: str, **environment: str) -> list[str]:
+        """The command line that runs attachd in a container of its own."""
+        return Pod(self, self.adapt(attachd_spec(self, [BINARY, *arguments], **environment))).command()
 
 
 class PodDaemon(Daemon):
@@ -173,16 +176,33 @@ class PodDaemon(Daemon):
 
     def __init__(self, node: Attachd) -> None:
         super().__init__(node)
-        self.pod: Optional[Pod] = None
+        self._pod: Optional[Pod] = None
 
     def start(self, **environment: str) -> None:
         """Start it in a new container."""
         env = {"ATTACHD_LOG": "attachd=debug", "ATTACHD_LOG_JSON": "true", **environment}
-        self.pod = Pod(self._node, attachd_spec(self._node, [BINARY, "run", "--requests-dir", DIRECTORY], **env))
-        self.pod.start()
-        self.pid = self.pod.pid()
+        self._pod = Pod(self._node, attachd_spec(self._node, [BINARY, "run", "--requests-dir", DIRECTORY], **env))
+        self._pod.start()
+        self.pid = self._pod.pid()
         wait_until(self._serves, timeout=60, what="the daemon to serve; see its log")
+
+    def stop(self) -> int:
+        """End its container as kubelet does; give the exit code."""
+        return self._running().stop()
+
+    def kill(self) -> int:
+        """End its container by SIGKILL; give the exit code."""
+        return self._running().kill()
+
+    def signal(self, name: str) -> None:
+        """Send it a signal."""
+        self._running().signal(name)
 
     def log(self) -> str:
         """What it said."""
-        return self.pod.logs() if self.pod else ""
+        return self._running().logs()
+
+    def _running(self) -> Pod:
+        if self._pod is None:
+            raise LabError("the daemon was not started")
+        return self._pod

@@ -64,7 +64,8 @@ fn linux(options: &Options, address: AddressSource) -> Result<LinuxHost, Failure
     };
     // A container's host name may be its own.
     let Some(name) = &options.node_name else {
-        let what = "which node is this? Beside --host-root, give --node-name or set ATTACHD_NODE_NAME";
+        let what =
+            "which node is this? Beside --host-root, give --node-name or set ATTACHD_NODE_NAME";
         return Err(Failure::Usage(what.to_owned()));
     };
     let mut config = LinuxConfig::in_container(&host, address, options.roots());

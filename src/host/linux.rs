@@ -10,7 +10,8 @@ use tokio::sync::watch;
 use crate::model::{Chap, Contents, DeviceName, DeviceNumber, Hctl, HostState, Portal, Target};
 
 use super::{
-    AddressSource, Applied, Host, HostError, HostNamespaces, HostOp, LoginLimits, MountTarget, NodeFacts,
+    AddressSource, Applied, Host, HostError, HostNamespaces, HostOp, LoginLimits, MountTarget,
+    NodeFacts,
     blocking::{self, Blocking},
     connector,
     exec::{Executor, RealExecutor},

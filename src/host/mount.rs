@@ -233,17 +233,15 @@ impl Mounts {
         }
         let (mounts, path) = (self.clone(), target.to_owned());
         let doing = format!("looking at {}", target.display());
-        blocking::limited(doing, LOOK_LIMIT, move || match mounts.mounted_at(&path)? {
-            Some(there) => {
+        blocking::limited(doing, LOOK_LIMIT, move || {
+            if let Some(there) = mounts.mounted_at(&path)? {
                 let why = format!("{} ({}) is mounted there", there.source, there.fs_type);
-                Ok(MountTarget::Unusable { why })
+                return Ok(MountTarget::Unusable { why });
             }
-            None => {
-                let obstacle = mounts.propagation.as_ref().map(|both| both.obstacle(&path));
-                match obstacle.transpose()?.flatten() {
-                    Some(why) => Ok(MountTarget::Unusable { why }),
-                    None => look_at(&path),
-                }
+            let obstacle = mounts.propagation.as_ref().map(|both| both.obstacle(&path));
+            match obstacle.transpose()?.flatten() {
+                Some(why) => Ok(MountTarget::Unusable { why }),
+                None => look_at(&path),
             }
         })
         .await

@@ -108,7 +108,10 @@ mod tests {
     fn a_private_a_slave_or_another_directory_and_none_at_all_are_told() {
         for (own, words) in [
             ("91 90 8:1 /mnt /mnt rw - ext4 /dev/sda1 rw\n", "on /mnt of attachd's container"),
-            ("91 90 8:1 /mnt /mnt rw master:1 - ext4 /dev/sda1 rw\n", "no peer of the host's mount /"),
+            (
+                "91 90 8:1 /mnt /mnt rw master:1 - ext4 /dev/sda1 rw\n",
+                "no peer of the host's mount /",
+            ),
             ("91 90 8:1 /other /mnt rw shared:1 - ext4 /dev/sda1 rw\n", "no peer"),
             ("90 80 0:40 / / rw shared:55 - overlay overlay rw\n", "on / of attachd's container"),
             // One mounted over another: the last is seen.
