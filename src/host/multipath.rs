@@ -175,7 +175,10 @@ impl<E: Executor> Multipath<'_, E> {
             if !self.is_left(map).await? {
                 return Ok(());
             }
-            let by = self.openers.of(map.number).await;
+            let mut by = self.openers.of(map.number).await;
+            if by.is_empty() {
+                by = self.openers.other_namespaces(map.number).await;
+            }
             if by.is_empty() && !orphan {
                 orphan = true;
                 if self.remove_orphan(map).await? {

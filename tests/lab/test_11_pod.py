@@ -210,6 +210,23 @@ def test_a_process_of_the_host_that_holds_the_mount_is_named_to_a_pod(node: Atta
         detach(pod, v)
 
 
+def test_a_container_that_keeps_a_copy_of_the_mount_is_named(node: Attachd) -> None:
+    pod = PodAttachd.beside(node)
+    with volume(node) as v:
+        attach(pod, v, "--mount", MOUNT)
+        # As a container that began while it was mounted, with the directory above it and no propagation.
+        node.shell("setsid unshare --mount --propagation private sleep 600 > /dev/null 2>&1 & echo $! > /tmp/holder")
+        try:
+            wait_until(lambda: node.shell("cat /proc/$(cat /tmp/holder)/comm") == "sleep\n", timeout=30, what="the container")
+            holder = node.shell("cat /tmp/holder").strip()
+            result = pod.run("detach", v)
+            words = f"the mount at {MOUNT} of the container of process {holder} (sleep)"
+            expect(result.code in (5, 6) and "[Busy]" in result.stderr and words in result.stderr, f"detach: {result}")
+        finally:
+            node.shell("kill $(cat /tmp/holder); rm /tmp/holder")
+        detach(pod, v)
+
+
 def test_another_mount_of_the_host_keeps_a_pod_from_detaching(node: Attachd) -> None:
     pod = PodAttachd.beside(node)
     with volume(node) as v:
@@ -292,11 +309,14 @@ def test_from_a_pod_a_program_that_hangs_is_killed_with_all_that_it_started(node
                    "printf '#!/bin/sh\\nsleep 1234\\n' > $path; chmod 755 $path")
         try:
             # `multipath -w` may take 20 s, and is done without.
-            detach(pod, v)
+            result = pod.run("detach", v)
+            expect(result.code == 0 and "multipath still remembers the WWID" in result.stderr and "longer than 20 s" in result.stderr,
+                   f"detach: {result}")
             left = node.shell("ps -e -o pid=,ppid=,stat=,args= | grep -E 'sleep 123[4]|[n]senter|<defunct>' || true")
             expect(left == "", f"left: {left}")
         finally:
-            node.shell("path=$(command -v multipath.real); mv $path ${path%.real}; multipath -W > /dev/null 2>&1 || true")
+            node.shell("path=$(command -v multipath.real); mv $path ${path%.real}; multipath -W > /dev/null")
+        nothing_left(node, v)
 
 
 def test_from_a_pod_an_attach_that_is_stopped_takes_back_what_it_began(node: Attachd) -> None:
