@@ -19,12 +19,11 @@ use super::{
     initiator,
     iscsiadm::OpenIscsi,
     mount::Mounts,
-    mountinfo,
     multipath::Multipath,
     multipathd::Client,
     node_records::Database,
     openers::Openers,
-    propagation::Propagation,
+    propagation::{self, Propagation},
     scsi::Scsi,
     sysfs::{Sysfs, map_node},
     uevent::Uevents,
@@ -267,9 +266,9 @@ impl<E: Executor> Host for LinuxHost<E> {
 
     async fn observe(&self) -> Result<HostState, HostError> {
         let (sysfs, mountinfo) = (self.sysfs.clone(), self.config.mountinfo.clone());
-        let dev = self.config.dev.clone();
+        let (dev, roots) = (self.config.dev.clone(), self.config.mount_roots.clone());
         blocking::limited("reading sysfs".to_owned(), OBSERVE_LIMIT, move || {
-            let mounts = mountinfo::mounts(&mountinfo)?;
+            let mounts = propagation::without_copies(&mountinfo, &roots)?;
             let mut snapshot = sysfs.snapshot()?;
             for map in &mut snapshot.maps {
                 map.node = map_node(&dev, &map.name, map.number);

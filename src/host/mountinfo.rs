@@ -19,10 +19,15 @@ use super::HostError;
 
 /// All mounts of block devices, in the order in which they were made.
 pub(crate) fn mounts(mountinfo: &Path) -> Result<Vec<MountEntry>, HostError> {
-    let mut mounts = all(mountinfo)?;
+    Ok(of_block_devices(&infos(mountinfo)?))
+}
+
+/// Those of block devices.
+pub(crate) fn of_block_devices<'a>(
+    mounts: impl IntoIterator<Item = &'a MountInfo>,
+) -> Vec<MountEntry> {
     // Major 0: no block device (tmpfs, overlay, network file systems).
-    mounts.retain(|mount| mount.number.major != 0);
-    Ok(mounts)
+    mounts.into_iter().filter_map(entry).filter(|mount| mount.number.major != 0).collect()
 }
 
 /// All mounts of any kind, in the order in which they were made.

@@ -214,16 +214,17 @@ def test_a_container_that_keeps_a_copy_of_the_mount_is_named(node: Attachd) -> N
     pod = PodAttachd.beside(node)
     with volume(node) as v:
         attach(pod, v, "--mount", MOUNT)
-        # As a container that began while it was mounted, with the directory above it and no propagation.
-        node.shell("setsid unshare --mount --propagation private sleep 600 > /dev/null 2>&1 & echo $! > /tmp/holder")
+        # As a container that uses the volume: a bind of it, which the host's unmount does not reach.
+        node.shell("mkdir /run/copy; setsid unshare --mount --propagation private "
+                   f"sh -c 'mount --bind {MOUNT} /run/copy; exec sleep 600' > /dev/null 2>&1 & echo $! > /tmp/holder")
         try:
             wait_until(lambda: node.shell("cat /proc/$(cat /tmp/holder)/comm") == "sleep\n", timeout=30, what="the container")
             holder = node.shell("cat /tmp/holder").strip()
             result = pod.run("detach", v)
-            words = f"the mount at {MOUNT} of the container of process {holder} (sleep)"
+            words = f"the mount at /run/copy of the container of process {holder} (sleep)"
             expect(result.code in (5, 6) and "[Busy]" in result.stderr and words in result.stderr, f"detach: {result}")
         finally:
-            node.shell("kill $(cat /tmp/holder); rm /tmp/holder")
+            node.shell("kill $(cat /tmp/holder); rm /tmp/holder; sleep 0.3; rmdir /run/copy")
         detach(pod, v)
 
 
@@ -312,7 +313,7 @@ def test_from_a_pod_a_program_that_hangs_is_killed_with_all_that_it_started(node
             result = pod.run("detach", v)
             expect(result.code == 0 and "multipath still remembers the WWID" in result.stderr and "longer than 20 s" in result.stderr,
                    f"detach: {result}")
-            left = node.shell("ps -e -o pid=,ppid=,stat=,args= | grep -E 'sleep 123[4]|[n]senter|<defunct>' || true")
+            left = node.shell("pgrep -fx 'sleep 1234' || true; pgrep -x nsenter || true; ps -e -o stat=,comm= | grep ^Z || true")
             expect(left == "", f"left: {left}")
         finally:
             node.shell("path=$(command -v multipath.real); mv $path ${path%.real}; multipath -W > /dev/null")
