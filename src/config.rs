@@ -74,6 +74,11 @@ pub struct Options {
     #[arg(long, env = "ATTACHD_NODE_NAME", value_name = "NAME", global = true)]
     pub node_name: Option<String>,
 
+    /// Where the host's root directory is, for attachd in a container: /proc/1/root. The host's programs
+    /// are then run in the host's own namespaces
+    #[arg(long, env = "ATTACHD_HOST_ROOT", value_name = "DIR", default_value = "/", global = true)]
+    pub host_root: PathBuf,
+
     /// How long sessions, disks and maps are waited for, each, in seconds
     #[arg(
         long,

@@ -297,6 +297,36 @@ async fn a_busy_mount_is_refused_by_the_name_of_who_holds_it() {
 
 #[tokio::test]
 #[ignore = "needs root, iscsid, multipathd and LIO on a node that may be thrown away"]
+async fn a_mount_that_does_not_reach_the_host_is_undone() {
+    let lio = Lio::with_chap("propagation");
+    let (host, targets) = (host(), lio.targets());
+    let disks = connect(&host, &lio).await;
+    let map = map(&host, &disks).await;
+    let (device, filesystem) = (map.device.clone(), Filesystem::Ext4);
+    apply(&host, HostOp::Format { device: device.clone(), filesystem, resume: false }).await;
+    let target = std::env::temp_dir().join("attachd-test-propagation");
+    // A host whose list of mounts never changes.
+    let frozen = tempfile::NamedTempFile::new().unwrap();
+    fs::copy("/proc/self/mountinfo", frozen.path()).unwrap();
+    let address = AddressSource::Network("127.0.0.0/8".parse().unwrap());
+    let mut config = LinuxConfig::here(address, vec![std::env::temp_dir()]);
+    config.own_mountinfo = Some(std::mem::replace(&mut config.mountinfo, frozen.path().to_owned()));
+    let elsewhere = LinuxHost::new(config, RealExecutor::here());
+
+    let (read_only, options) = (false, Vec::new());
+    let mount = HostOp::Mount { device, filesystem, target: target.clone(), read_only, options };
+    let error = elsewhere.apply(&mount).await.unwrap_err();
+    assert_eq!(error.reason(), "MountNotPropagated", "{error}");
+    assert!(error.to_string().contains("mountPropagation: Bidirectional"), "{error}");
+    assert!(!error.to_string().contains("could not be undone"), "{error}");
+    assert_eq!(host.observe().await.unwrap().mount_at(&target), None);
+    fs::remove_dir(target).unwrap();
+    assert!(apply(&host, HostOp::RemoveMap { name: map.name, wwid: map.wwid }).await);
+    disconnect(&host, &targets, &disks).await;
+}
+
+#[tokio::test]
+#[ignore = "needs root, iscsid, multipathd and LIO on a node that may be thrown away"]
 async fn wrong_credentials_are_told_and_corrected_ones_replace_them() {
     let lio = Lio::with_chap("chap");
     let (host, targets) = (host(), lio.targets());

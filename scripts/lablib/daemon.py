@@ -115,7 +115,10 @@ class Daemon(Background):
 
     def wait_gone(self, stem: str, *, timeout: float = 180) -> None:
         """Wait until a status is gone: its request was detached."""
-        wait_until(lambda: self.status(stem) is None, timeout=timeout, what=f"the status of {stem} to go", interval=0.5)
+        try:
+            wait_until(lambda: self.status(stem) is None, timeout=timeout, what=f"the status of {stem} to go", interval=0.5)
+        except LabError as error:
+            raise LabError(f"{error}; it is {self.status(stem)}; the log ends: {self.log()[-3000:]}") from error
 
 
 def ready_condition(status: Optional[Status]) -> dict[str, str]:

@@ -148,17 +148,19 @@ class Attachd:
         settings = {"ATTACHD_CINDER_ENDPOINT": self.endpoint, "ATTACHD_CINDER_PROJECT": self.project, **more}
         return ["env", *(f"{key}={value}" for key, value in settings.items())]
 
+    def command(self, *arguments: str, **environment: str) -> list[str]:
+        """The command line that runs attachd in the node."""
+        return [*self.environment(**environment), BINARY, *arguments]
+
     def run(self, *arguments: str, timeout: float = 180, echo: bool = False, **environment: str) -> Result:
         """Run attachd; with ``echo`` its talk goes to this process's standard error as it comes."""
-        argv = [*self.environment(**environment), BINARY, *arguments]
-        return self.execute(argv, timeout=timeout, echo=echo)
+        return self.execute(self.command(*arguments, **environment), timeout=timeout, echo=echo)
 
     def signalled(self, number: signal.Signals, *arguments: str, lines: int = 0, program: str = "",
                   seconds: float = 0.0, timeout: float = 180, **environment: str) -> Result:
         """Run attachd and send it a signal, so many seconds after it has said so many lines on its standard
         error or after it has started such a program. The code is negative where the signal ended it."""
-        argv = [*self.environment(**environment), BINARY, *arguments]
-        order = json.dumps([int(number), lines, program, seconds, argv])
+        order = json.dumps([int(number), lines, program, seconds, self.command(*arguments, **environment)])
         ran = self.execute(["python3", "-c", _SIGNALLED, order], timeout=timeout)
         if ran.code != 0:
             raise LabError(f"exit code {ran.code} from the program that runs attachd: {ran.stderr}")

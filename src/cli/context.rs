@@ -11,7 +11,7 @@ use crate::{
     attach::{Engine, EngineConfig, Ledger},
     cinder::{Auth, BlockStorage, Client, ClientConfig},
     config::Options,
-    host::{AddressSource, LinuxConfig, LinuxHost, exec::RealExecutor},
+    host::{AddressSource, HostNamespaces, LinuxConfig, LinuxHost, exec::RealExecutor},
     metrics::{Measured, Metrics},
 };
 
@@ -63,18 +63,29 @@ fn address(options: &Options) -> Result<AddressSource, Failure> {
     }
 }
 
-fn linux(options: &Options, address: AddressSource) -> LinuxHost {
-    let mut config = LinuxConfig::here(address, options.roots());
-    config.host.clone_from(&options.node_name);
-    LinuxHost::new(config, RealExecutor::here())
+fn linux(options: &Options, address: AddressSource) -> Result<LinuxHost, Failure> {
+    let Some(host) = HostNamespaces::of(&options.host_root)? else {
+        let mut config = LinuxConfig::here(address, options.roots());
+        config.host.clone_from(&options.node_name);
+        return Ok(LinuxHost::new(config, RealExecutor::here()));
+    };
+    // A container's host name may be its own.
+    let Some(name) = &options.node_name else {
+        let what =
+            "which node is this? Beside --host-root, give --node-name or set ATTACHD_NODE_NAME";
+        return Err(Failure::Usage(what.to_owned()));
+    };
+    let mut config = LinuxConfig::in_container(&host, address, options.roots());
+    config.host = Some(name.clone());
+    Ok(LinuxHost::new(config, RealExecutor::on_host(&host)))
 }
 
 pub(super) fn host(options: &Options) -> Result<LinuxHost, Failure> {
-    Ok(linux(options, address(options)?))
+    linux(options, address(options)?)
 }
 
 /// The node for a look at its devices, which needs no address.
-pub(super) fn host_for_inspection(options: &Options) -> LinuxHost {
+pub(super) fn host_for_inspection(options: &Options) -> Result<LinuxHost, Failure> {
     linux(options, AddressSource::Fixed(Ipv4Addr::UNSPECIFIED.into()))
 }
 

@@ -21,7 +21,7 @@ pub(super) struct Inspect {
 impl Inspect {
     pub(super) async fn run(&self, options: &Options, format: Format) -> Result<(), Failure> {
         let ledger = Ledger::open(&options.state_dir)?;
-        let node = context::host_for_inspection(options);
+        let node = context::host_for_inspection(options)?;
         let mut host = node.observe().await?;
         // multipathd away, or slow: the kernel's side is worth showing without its word.
         let states = node.path_states().await.unwrap_or_default();

@@ -2,7 +2,10 @@ use std::{io, path::PathBuf};
 
 use crate::model::{Contents, DeviceName, Hctl, Portal, Retry, Target};
 
-use super::exec::{Exit, Program};
+use super::{
+    exec::{Exit, Program},
+    propagation::ADVICE,
+};
 
 /// The node refused. Each variant names the object, what was tried and what came back.
 #[derive(Debug, thiserror::Error)]
@@ -179,6 +182,24 @@ pub enum HostError {
         /// Why.
         why: String,
     },
+    /// From a container the host can't be driven.
+    #[error("can't work on the host by --host-root {root}: {why}", root = root.display())]
+    HostRoot {
+        /// The host's root directory, as it was given.
+        root: PathBuf,
+        /// Why, and what the container lacks.
+        why: String,
+    },
+    /// What was mounted or unmounted in attachd's container did not reach the host.
+    #[error("{doing} {path} did not reach the host: {why}; {ADVICE}", path = path.display())]
+    NotPropagated {
+        /// What was done, such as "mounting sda on".
+        doing: String,
+        /// The mount path.
+        path: PathBuf,
+        /// What is seen of it.
+        why: String,
+    },
     /// The kernel refused to mount.
     #[error("could not mount {device} ({filesystem}) on {path}: {hint}", path = path.display())]
     Mount {
@@ -270,6 +291,8 @@ impl HostError {
             Self::MultipathdRefused { .. } => "MultipathdRefused",
             Self::Blacklisted { .. } => "MultipathBlacklisted",
             Self::MountPoint { .. } => "UnusableMountPoint",
+            Self::HostRoot { .. } => "HostRootUnusable",
+            Self::NotPropagated { .. } => "MountNotPropagated",
             Self::Mount { .. } => "MountFailed",
             Self::FilesystemDamaged { .. } => "FilesystemDamaged",
             Self::NoAddress { .. } => "NoAddress",
@@ -306,6 +329,8 @@ impl HostError {
             | Self::NotBlank { .. }
             | Self::Blacklisted { .. }
             | Self::MountPoint { .. }
+            | Self::HostRoot { .. }
+            | Self::NotPropagated { .. }
             | Self::FilesystemDamaged { .. } => Retry::OnChange,
         }
     }

@@ -6,6 +6,7 @@
 //! its own, which is killed as a whole when the time is up or the caller goes away.
 
 use std::{
+    ffi::OsString,
     fmt,
     future::Future,
     os::unix::process::ExitStatusExt,
@@ -19,7 +20,10 @@ use nix::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::HostError;
+use super::{HostError, namespaces::HostNamespaces};
+
+/// Enters namespaces, then becomes the program: the process keeps its id.
+pub(crate) const NSENTER: &str = "nsenter";
 
 /// Where programs are looked for, on every node alike.
 pub const SEARCH_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
@@ -183,23 +187,32 @@ pub trait Executor: Send + Sync {
 /// Runs commands on this machine.
 #[derive(Debug, Clone, Default)]
 pub struct RealExecutor {
-    prefix: &'static [&'static str],
+    prefix: Vec<OsString>,
 }
 
 impl RealExecutor {
     /// Runs the programs that this process sees.
     pub const fn here() -> Self {
-        Self { prefix: &[] }
+        Self { prefix: Vec::new() }
     }
 
-    /// Runs the host's own programs from within a container that shares the host's PID namespace:
-    /// iscsiadm must be of iscsid's version, and both must see one database.
-    pub const fn in_host() -> Self {
-        Self { prefix: &["nsenter", "--target=1", "--mount", "--net", "--ipc", "--uts", "--"] }
+    /// Runs the host's own programs from within a container: iscsiadm must be of iscsid's version, and
+    /// both must see one database; multipath waits for the host's udev by a System V semaphore. The
+    /// other namespaces are the host's already ([`HostNamespaces::of`]).
+    pub fn on_host(namespaces: &HostNamespaces) -> Self {
+        let enter = |option: &str, namespace: &str| {
+            let mut argument = OsString::from(option);
+            argument.push(namespaces.path(namespace));
+            argument
+        };
+        let prefix =
+            vec![NSENTER.into(), enter("--mount=", "mnt"), enter("--ipc=", "ipc"), "--".into()];
+        Self { prefix }
     }
 
     fn process(&self, command: &Command) -> tokio::process::Command {
-        let mut argv = self.prefix.iter().copied().chain([command.program.name()]);
+        let name = OsString::from(command.program.name());
+        let mut argv = self.prefix.iter().cloned().chain([name]);
         #[expect(clippy::disallowed_methods, reason = "this is the one place")]
         let mut process = tokio::process::Command::new(argv.next().unwrap_or_default());
         process
@@ -242,7 +255,7 @@ impl RealExecutor {
         let program = command.program;
         let failed = |source| HostError::Exec { program, source };
         let missing = |program| HostError::ProgramMissing { program, searched: SEARCH_PATH };
-        let first = self.prefix.first().copied().unwrap_or(program.name());
+        let first = if self.prefix.is_empty() { program.name() } else { NSENTER };
         let mut child = self.process(command).spawn().map_err(|error| {
             if error.kind() == std::io::ErrorKind::NotFound {
                 missing(first)
@@ -266,12 +279,16 @@ impl RealExecutor {
         }
         .map_err(failed)?;
         group.leave();
-        let exit = Exit::from(status);
-        // nsenter, like a shell, ends with 127 where the program isn't there.
-        if exit == Exit::Code(127) && !self.prefix.is_empty() {
-            return Err(missing(program.name()));
+        let output =
+            Output { exit: status.into(), stdout: out.into_text(), stderr: err.into_text() };
+        // nsenter's own exit codes could be the program's: 1 of e2fsck says that all is well now.
+        if !self.prefix.is_empty() && output.stderr.starts_with("nsenter: ") {
+            return Err(match output.exit {
+                Exit::Code(127) => missing(program.name()),
+                _ => failed(std::io::Error::other(gist(&output.stderr))),
+            });
         }
-        Ok(Output { exit, stdout: out.into_text(), stderr: err.into_text() })
+        Ok(output)
     }
 }
 
@@ -375,6 +392,58 @@ mod tests {
             Ok(output) => assert!(!output.success()),
             Err(error) => panic!("{error}"),
         }
+    }
+
+    fn by_way_of(prefix: &[&str]) -> RealExecutor {
+        RealExecutor { prefix: prefix.iter().map(OsString::from).collect() }
+    }
+
+    #[test]
+    fn in_a_container_a_program_is_run_in_the_hosts_namespaces_and_shown_without_them() {
+        let command = blkid(&["-p", "/dev/sda"]);
+        let executor = RealExecutor::on_host(&HostNamespaces::of_process("/proc/1"));
+        let process = executor.process(&command);
+        let argv: Vec<_> = std::iter::once(process.as_std().get_program())
+            .chain(process.as_std().get_args())
+            .map(|part| part.to_str().unwrap())
+            .collect();
+        let expected = "nsenter --mount=/proc/1/ns/mnt --ipc=/proc/1/ns/ipc -- blkid -p /dev/sda";
+        assert_eq!(argv.join(" "), expected);
+        assert_eq!(command.to_string(), "blkid -p /dev/sda");
+    }
+
+    #[tokio::test]
+    async fn a_program_behind_a_prefix_keeps_its_exit_code_and_its_cleared_environment() {
+        // Like nsenter, env becomes the program.
+        let output = by_way_of(&["env", "--"]).run(blkid(&["--no-such"])).await.unwrap();
+        assert!(!output.success() && output.stderr.contains("no-such"), "{output:?}");
+        let shown = by_way_of(&["sh", "-c", "env; exit 3"]).run(blkid(&[])).await.unwrap();
+        assert_eq!(shown.exit, Exit::Code(3));
+        let mut names: Vec<_> =
+            shown.stdout.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
+        names.retain(|name| !["PWD", "OLDPWD", "SHLVL", "_"].contains(name));
+        names.sort_unstable();
+        assert_eq!(names, ["LC_ALL", "PATH"]);
+    }
+
+    #[tokio::test]
+    async fn what_keeps_nsenter_from_the_host_is_not_taken_for_the_programs_answer() {
+        // As nsenter says it, with exit codes that e2fsck and mkfs could have, too.
+        for (script, reason) in [
+            (
+                "echo 'nsenter: reassociate to namespaces failed: Operation not permitted' >&2; exit 1",
+                "ProgramFailedToStart",
+            ),
+            (
+                "echo 'nsenter: failed to execute blkid: No such file or directory' >&2; exit 127",
+                "ProgramMissing",
+            ),
+        ] {
+            let error = by_way_of(&["sh", "-c", script]).run(blkid(&[])).await.unwrap_err();
+            assert_eq!(error.reason(), reason, "{error}");
+        }
+        let own = by_way_of(&["sh", "-c", "exit 127"]).run(blkid(&[])).await.unwrap();
+        assert_eq!(own.exit, Exit::Code(127));
     }
 
     #[test]

@@ -10,7 +10,8 @@ use tokio::sync::watch;
 use crate::model::{Chap, Contents, DeviceName, DeviceNumber, Hctl, HostState, Portal, Target};
 
 use super::{
-    AddressSource, Applied, Host, HostError, HostOp, LoginLimits, MountTarget, NodeFacts,
+    AddressSource, Applied, Host, HostError, HostNamespaces, HostOp, LoginLimits, MountTarget,
+    NodeFacts,
     blocking::{self, Blocking},
     connector,
     exec::{Executor, RealExecutor},
@@ -18,11 +19,11 @@ use super::{
     initiator,
     iscsiadm::OpenIscsi,
     mount::Mounts,
-    mountinfo,
     multipath::Multipath,
     multipathd::Client,
     node_records::Database,
     openers::Openers,
+    propagation::{self, Propagation},
     scsi::Scsi,
     sysfs::{Sysfs, map_node},
     uevent::Uevents,
@@ -34,6 +35,9 @@ const OBSERVE_LIMIT: Duration = Duration::from_secs(20);
 /// How soon an unmount ends once its I/O fails.
 const AFTER_QUEUEING: Duration = Duration::from_secs(30);
 
+/// The mounts that this process sees.
+const OWN_MOUNTINFO: &str = "/proc/self/mountinfo";
+
 /// Where this node's things are, and what can't be read from it.
 #[derive(Debug, Clone)]
 pub struct LinuxConfig {
@@ -43,8 +47,11 @@ pub struct LinuxConfig {
     pub sysfs: PathBuf,
     /// The host's devtmpfs.
     pub dev: PathBuf,
-    /// The mounts of the namespace in which volumes are mounted.
+    /// The host's mounts.
     pub mountinfo: PathBuf,
+    /// attachd's own mounts, where it is in another mount namespace than the host: those that it makes
+    /// must reach the host.
+    pub own_mountinfo: Option<PathBuf>,
     /// The node's name, where it isn't the host name.
     pub host: Option<String>,
     /// Which address is the storage address.
@@ -62,11 +69,27 @@ impl LinuxConfig {
             root: PathBuf::from("/"),
             sysfs: PathBuf::from("/sys"),
             dev: PathBuf::from("/dev"),
-            mountinfo: PathBuf::from("/proc/self/mountinfo"),
+            mountinfo: PathBuf::from(OWN_MOUNTINFO),
+            own_mountinfo: None,
             host: None,
             address,
             login: LoginLimits::default(),
             mount_roots,
+        }
+    }
+
+    /// A process in a container. The container has the host's `/sys` and `/dev`, and the directories
+    /// below which volumes are mounted, at the same paths.
+    pub fn in_container(
+        host: &HostNamespaces,
+        address: AddressSource,
+        mount_roots: Vec<PathBuf>,
+    ) -> Self {
+        Self {
+            root: host.root(),
+            mountinfo: host.mountinfo(),
+            own_mountinfo: Some(PathBuf::from(OWN_MOUNTINFO)),
+            ..Self::here(address, mount_roots)
         }
     }
 }
@@ -210,8 +233,14 @@ impl<E: Executor> LinuxHost<E> {
             dev: self.config.dev.clone(),
             sysfs: self.sysfs.clone(),
             openers: self.openers.clone(),
+            propagation: self.propagation(),
             blocking: self.blocking.clone(),
         }
+    }
+
+    fn propagation(&self) -> Option<Propagation> {
+        let own = self.config.own_mountinfo.clone()?;
+        Some(Propagation { own, host: self.config.mountinfo.clone() })
     }
 }
 
@@ -237,9 +266,9 @@ impl<E: Executor> Host for LinuxHost<E> {
 
     async fn observe(&self) -> Result<HostState, HostError> {
         let (sysfs, mountinfo) = (self.sysfs.clone(), self.config.mountinfo.clone());
-        let dev = self.config.dev.clone();
+        let (dev, roots) = (self.config.dev.clone(), self.config.mount_roots.clone());
         blocking::limited("reading sysfs".to_owned(), OBSERVE_LIMIT, move || {
-            let mounts = mountinfo::mounts(&mountinfo)?;
+            let mounts = propagation::without_copies(&mountinfo, &roots)?;
             let mut snapshot = sysfs.snapshot()?;
             for map in &mut snapshot.maps {
                 map.node = map_node(&dev, &map.name, map.number);

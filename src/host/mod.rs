@@ -13,6 +13,7 @@
 //! multipath.rs      maps        multipathd.rs  its socket       blacklist.rs its configuration
 //! contents.rs       what a device holds                         filesystem.rs  mkfs, fsck
 //! mount.rs          mount, unmount    mountinfo.rs  mounts      openers.rs   who holds a device
+//! namespaces.rs     the host's namespaces, from a container     propagation.rs  mounts that reach the host
 //! connector.rs      what Cinder wants to know of the node       initiator.rs its name, and iscsid
 //! ```
 
@@ -33,8 +34,10 @@ mod mount;
 mod mountinfo;
 mod multipath;
 mod multipathd;
+mod namespaces;
 mod node_records;
 mod openers;
+mod propagation;
 #[cfg(any(test, feature = "testing"))]
 pub mod scripted;
 mod scsi;
@@ -46,6 +49,7 @@ pub use connector::{AddressSource, Network, NetworkError};
 pub use error::HostError;
 pub use iscsiadm::LoginLimits;
 pub use linux::{LinuxConfig, LinuxHost};
+pub use namespaces::HostNamespaces;
 pub use sysfs::{Snapshot, Sysfs};
 
 use std::{

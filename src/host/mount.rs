@@ -26,6 +26,7 @@ use super::{
     blocking::{self, Blocking},
     mountinfo,
     openers::Openers,
+    propagation::Propagation,
     sysfs::{Sysfs, map_node},
 };
 
@@ -72,6 +73,8 @@ pub(crate) struct Mounts {
     pub(crate) dev: PathBuf,
     pub(crate) sysfs: Sysfs,
     pub(crate) openers: Openers,
+    /// Where attachd is in another mount namespace than the host.
+    pub(crate) propagation: Option<Propagation>,
     pub(crate) blocking: Blocking,
 }
 
@@ -115,12 +118,38 @@ impl Mounts {
         let source = self.stable_path(device, number);
         let data = Some(data).filter(|data| !data.is_empty());
         let mounted = mount(Some(&source), by_fd.as_str(), Some(filesystem.name()), flags, data);
-        mounted.map(|()| true).map_err(|errno| HostError::Mount {
+        mounted.map_err(|errno| HostError::Mount {
             device: device.clone(),
             filesystem: filesystem.name(),
             path: target.to_owned(),
             hint: hint(errno, filesystem),
             source: errno.into(),
+        })?;
+        if self.propagation.is_some() {
+            self.take_back_unless_on_host(device, number, target)?;
+        }
+        Ok(true)
+    }
+
+    /// A mount that only attachd sees is none: it ends with attachd, and keeps the device busy until then.
+    fn take_back_unless_on_host(
+        &self,
+        device: &DeviceName,
+        number: Option<DeviceNumber>,
+        target: &Path,
+    ) -> Result<(), HostError> {
+        let arrived = self.mounted_at(target)?.map(|there| there.number);
+        if arrived.is_some() && arrived == number {
+            return Ok(());
+        }
+        let undone = match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => String::new(),
+            Err(errno) => format!(", and could not be undone in attachd's container: {errno}"),
+        };
+        Err(HostError::NotPropagated {
+            doing: format!("mounting {device} on"),
+            path: target.to_owned(),
+            why: format!("it is not among the host's mounts{undone}"),
         })
     }
 
@@ -165,6 +194,14 @@ impl Mounts {
                 Err(Errno::EBUSY) => return Ok(Unmounted::Busy(there.number)),
                 Err(errno) => return Err(HostError::io("unmount", target)(errno.into())),
             }
+            let left = || Ok(self.mounted_at(target)?.map(|left| left.number));
+            if self.propagation.is_some() && left()? == Some(there.number) {
+                return Err(HostError::NotPropagated {
+                    doing: "unmounting".to_owned(),
+                    path: target.to_owned(),
+                    why: "it is still among the host's mounts".to_owned(),
+                });
+            }
         }
         Ok(Unmounted::Done { changed: there.is_some() })
     }
@@ -196,12 +233,16 @@ impl Mounts {
         }
         let (mounts, path) = (self.clone(), target.to_owned());
         let doing = format!("looking at {}", target.display());
-        blocking::limited(doing, LOOK_LIMIT, move || match mounts.mounted_at(&path)? {
-            Some(there) => {
+        blocking::limited(doing, LOOK_LIMIT, move || {
+            if let Some(there) = mounts.mounted_at(&path)? {
                 let why = format!("{} ({}) is mounted there", there.source, there.fs_type);
-                Ok(MountTarget::Unusable { why })
+                return Ok(MountTarget::Unusable { why });
             }
-            None => look_at(&path),
+            let obstacle = mounts.propagation.as_ref().map(|both| both.obstacle(&path));
+            match obstacle.transpose()?.flatten() {
+                Some(why) => Ok(MountTarget::Unusable { why }),
+                None => look_at(&path),
+            }
         })
         .await
     }

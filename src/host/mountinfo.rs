@@ -19,20 +19,30 @@ use super::HostError;
 
 /// All mounts of block devices, in the order in which they were made.
 pub(crate) fn mounts(mountinfo: &Path) -> Result<Vec<MountEntry>, HostError> {
-    let mut mounts = all(mountinfo)?;
+    Ok(of_block_devices(&infos(mountinfo)?))
+}
+
+/// Those of block devices.
+pub(crate) fn of_block_devices<'a>(
+    mounts: impl IntoIterator<Item = &'a MountInfo>,
+) -> Vec<MountEntry> {
     // Major 0: no block device (tmpfs, overlay, network file systems).
-    mounts.retain(|mount| mount.number.major != 0);
-    Ok(mounts)
+    mounts.into_iter().filter_map(entry).filter(|mount| mount.number.major != 0).collect()
 }
 
 /// All mounts of any kind, in the order in which they were made.
 pub(crate) fn all(mountinfo: &Path) -> Result<Vec<MountEntry>, HostError> {
+    Ok(infos(mountinfo)?.iter().filter_map(entry).collect())
+}
+
+/// The lines, with everything that they say; names are escaped.
+pub(crate) fn infos(mountinfo: &Path) -> Result<Vec<MountInfo>, HostError> {
     let text = fs::read(mountinfo).map_err(HostError::io("read", mountinfo))?;
     Ok(parse(&String::from_utf8_lossy(&text)))
 }
 
-fn parse(text: &str) -> Vec<MountEntry> {
-    text.lines().filter_map(|line| entry(&MountInfo::from_line(line).ok()?)).collect()
+fn parse(text: &str) -> Vec<MountInfo> {
+    text.lines().filter_map(|line| MountInfo::from_line(line).ok()).collect()
 }
 
 fn entry(info: &MountInfo) -> Option<MountEntry> {
@@ -43,10 +53,15 @@ fn entry(info: &MountInfo) -> Option<MountEntry> {
         source: unescaped(info.mount_source.as_deref().unwrap_or_default().as_bytes())
             .to_string_lossy()
             .into_owned(),
-        target: PathBuf::from(unescaped(info.mount_point.as_os_str().as_encoded_bytes())),
+        target: unescaped_path(&info.mount_point),
         fs_type: info.fs_type.clone(),
         read_only,
     })
+}
+
+/// A path, as it is.
+pub(crate) fn unescaped_path(path: &Path) -> PathBuf {
+    PathBuf::from(unescaped(path.as_os_str().as_encoded_bytes()))
 }
 
 /// The kernel writes blank, tab, newline and backslash as `\` and three octal digits (`mangle_path()`).
@@ -98,7 +113,8 @@ nonsense
 
     #[test]
     fn a_mount_is_read_only_by_either_set_of_options() {
-        let read_only: Vec<bool> = parse(TEXT).iter().map(|mount| mount.read_only).collect();
+        let entries = parse(TEXT).into_iter().filter_map(|info| entry(&info));
+        let read_only: Vec<bool> = entries.map(|mount| mount.read_only).collect();
         assert_eq!(read_only, [false, false, false, true, true]);
     }
 

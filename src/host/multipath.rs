@@ -151,7 +151,10 @@ impl<E: Executor> Multipath<'_, E> {
             return Ok(Applied::unchanged());
         };
         let sitting = map.holders.iter().map(|device| format!("device {device}"));
-        let by: Vec<String> = sitting.chain(self.openers.mounts(map.number).await).collect();
+        let mut by: Vec<String> = sitting.chain(self.openers.mounts(map.number).await).collect();
+        if by.is_empty() {
+            by = self.openers.other_namespaces(map.number).await;
+        }
         if !by.is_empty() {
             return Err(busy(&map, by));
         }

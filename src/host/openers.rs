@@ -66,6 +66,45 @@ impl Openers {
         found.unwrap_or_default()
     }
 
+    /// Containers that have the device mounted, by a process of each: a mount that isn't shared with the
+    /// host's outlives it. Best effort.
+    pub(crate) async fn other_namespaces(&self, device: DeviceNumber) -> Vec<String> {
+        let openers = self.clone();
+        let doing = format!("looking which containers have {device} mounted");
+        let walk = move || Ok(openers.mounted_elsewhere(device));
+        blocking::limited(doing, LIMIT, walk).await.unwrap_or_default()
+    }
+
+    fn mounted_elsewhere(&self, device: DeviceNumber) -> Vec<String> {
+        let namespace = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
+        let host = self.mountinfo.parent().and_then(namespace);
+        let own = namespace(Path::new("/proc/self"));
+        let mut seen: BTreeSet<PathBuf> = host.into_iter().chain(own).collect();
+        let began = Instant::now();
+        let mut by = Vec::new();
+        for entry in fs::read_dir(&self.proc).into_iter().flatten().filter_map(Result::ok) {
+            if began.elapsed() > WALK || by.len() == MOST {
+                break;
+            }
+            let (process, name) = (entry.path(), entry.file_name());
+            // One without is no process, or none that may be seen.
+            if !namespace(&process).is_some_and(|namespace| seen.insert(namespace)) {
+                continue;
+            }
+            let mounts = mountinfo::mounts(&process.join("mountinfo")).unwrap_or_default();
+            if let Some(mount) = mounts.iter().find(|mount| mount.number == device) {
+                let comm = fs::read_to_string(process.join("comm")).unwrap_or_default();
+                by.push(format!(
+                    "the mount at {} of the container of process {} ({})",
+                    mount.target.display(),
+                    name.display(),
+                    comm.trim_end()
+                ));
+            }
+        }
+        by
+    }
+
     fn mounted(&self, device: DeviceNumber) -> Vec<String> {
         let mounts = mountinfo::mounts(&self.mountinfo).unwrap_or_default();
         let of_device = mounts.into_iter().filter(|mount| mount.number == device);
@@ -130,6 +169,27 @@ mod tests {
     use std::fs::File;
 
     use super::*;
+
+    #[test]
+    fn a_mount_of_another_namespace_is_told_once_and_none_of_the_hosts_own() {
+        let proc = tempfile::tempdir().unwrap();
+        for (pid, namespace, device) in
+            [(1, "1", "8:1"), (20, "2", "8:1"), (21, "2", "8:1"), (30, "3", "8:2")]
+        {
+            let process = proc.path().join(pid.to_string());
+            fs::create_dir_all(process.join("ns")).unwrap();
+            std::os::unix::fs::symlink(format!("mnt:[{namespace}]"), process.join("ns/mnt"))
+                .unwrap();
+            let line = format!("9 1 {device} / /data rw - ext4 /dev/sda rw\n");
+            fs::write(process.join("mountinfo"), line).unwrap();
+            fs::write(process.join("comm"), "db\n").unwrap();
+        }
+        let openers =
+            Openers { proc: proc.path().to_owned(), mountinfo: proc.path().join("1/mountinfo") };
+        let by = openers.mounted_elsewhere(DeviceNumber { major: 8, minor: 1 });
+        assert_eq!(by.len(), 1, "{by:?}");
+        assert!(by[0].starts_with("the mount at /data of the container of process 2"), "{by:?}");
+    }
 
     #[test]
     fn an_open_file_and_a_mapped_one_make_a_process_a_holder() {
