@@ -7,7 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
+from urllib.parse import urlsplit
 
 from lablib import guest, kubernetes
 from lablib.chart import NAMESPACE, RELEASE, Chart
@@ -15,9 +16,12 @@ from lablib.cluster import REQUESTS, Cluster, attach_request
 from lablib.commands import wait_until
 from lablib.daemon import Background, ready_condition
 from lablib.errors import LabError
+from lablib.node import Attachd
+from lablib.pod import Pod
+from lablib.pod_template import Surroundings, from_pod_template
 
 _RIGHTS = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
-_LOG = "/run/attachd-agent.log"
+LOG = "/run/attachd-agent.log"
 _KUBECONFIG = "/run/attachd-agent.kubeconfig"
 
 Object = dict[str, Any]
@@ -27,7 +31,7 @@ class Agent(Background):
     """The agent of one node."""
 
     def __init__(self, cluster: Cluster, node: str = "node1") -> None:
-        super().__init__(cluster.agent(node), _LOG)
+        super().__init__(cluster.agent(node), LOG)
         self.cluster = cluster
         self.node = cluster.agent(node)
         kubernetes.create_node_object(cluster.lab, node)
@@ -60,6 +64,37 @@ class Agent(Background):
         return found
 
 
+class PodAgent(Agent):
+    """The agent as the chart's DaemonSet runs it: its rendered Pod, without a container engine."""
+
+    def __init__(self, cluster: Cluster, node: str = "node1") -> None:
+        super().__init__(cluster, node)
+        self._pod: Optional[Pod] = None
+
+    def begin(self, arguments: list[str], environment: dict[str, str]) -> None:
+        """Start it in a new container."""
+        lab = self.cluster.lab
+        api = urlsplit(kubernetes.endpoint(lab, in_node=True))
+        account = {"token": kubernetes.service_account_token(lab, NAMESPACE, RELEASE, self.node.name),
+                   "ca.crt": kubernetes.authority(lab).ca.certificate.read_text()}
+        around = Surroundings(self.node.name, f"10.0.2.{self.node.record.address}", namespace=NAMESPACE, service_account=account,
+                              env={"KUBERNETES_SERVICE_HOST": str(api.hostname), "KUBERNETES_SERVICE_PORT": str(api.port)})
+        self._pod = Pod(self.node, from_pod_template(_daemonset(self.node)["spec"]["template"], around))
+        self._pod.start()
+        self.pid = self._pod.pid()
+
+    def log(self) -> str:
+        """What it said."""
+        return self._pod.logs() if self._pod else ""
+
+
+def _daemonset(node: Attachd) -> Object:
+    """What the chart renders for this lab."""
+    with tempfile.TemporaryDirectory(prefix="attachd-chart-") as scratch:
+        settings = {"cinder.endpoint": node.endpoint, "cinder.project": node.project, "log.filter": "attachd=debug"}
+        return Chart(Path(scratch)).object("minimal", "DaemonSet", *(f"--set={name}={value}" for name, value in settings.items()))
+
+
 def _rights() -> list[Object]:
     """What the chart renders of accounts and roles."""
     with tempfile.TemporaryDirectory(prefix="attachd-chart-") as scratch:
@@ -84,15 +119,15 @@ def rights(cluster: Cluster) -> Iterator[None]:
 
 
 @contextmanager
-def agent(cluster: Cluster, node: str = "node1", *, wait: bool = True) -> Iterator[Agent]:
+def agent(cluster: Cluster, node: str = "node1", *, wait: bool = True, kind: type[Agent] = Agent) -> Iterator[Agent]:
     """The agent of a node, running, for the time of a test; ready, unless that isn't waited for."""
-    running = Agent(cluster, node)
-    running.node.shell(f"rm -f {_LOG}")
+    running = kind(cluster, node)
+    running.node.shell(f"rm -f {LOG}")
     running.start(wait=wait)
     yield running
     if running.alive():
         running.end("TERM")
-    running.node.shell(f"rm -f {_LOG} {_KUBECONFIG}")
+    running.node.shell(f"rm -f {LOG} {_KUBECONFIG}")
 
 
 def ask(cluster: Cluster, name: str, volume: str, *, node: str = "node1", **spec: Any) -> Object:

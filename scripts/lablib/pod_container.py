@@ -66,8 +66,19 @@ def _root(spec, base):
     return f"{base}/root"
 
 
+def _within(root, path):
+    """Where a path of the container lies; a link leads to what the container would find there."""
+    at = root
+    for part in path.strip("/").split("/"):
+        at = f"{at}/{part}"
+        if os.path.islink(at):
+            target = os.readlink(at)
+            at = _within(root, target) if target.startswith("/") else os.path.normpath(f"{os.path.dirname(at)}/{target}")
+    return at
+
+
 def _mount_point(root, path, source_is_file):
-    at = root + path
+    at = _within(root, path)
     if source_is_file:
         os.makedirs(os.path.dirname(at), exist_ok=True)
         open(at, "a").close()
