@@ -5,43 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
-from typing import TypeVar
 
-from lablib import guest
+from lablib import demo_kubernetes
 from lablib.build import build
+from lablib.demo_steps import check, count, step, tell
 from lablib.paths import cut, restore
 from lablib.errors import LabError
 from lablib.lifecycle import Wishes, down, up
 from lablib.node import Attachd
 from lablib.state import Lab
 
-T = TypeVar("T")
 _MOUNT = "/mnt/demo"
-_NUMBER = 0
-
-
-def tell(what: str) -> None:
-    """Print a line of the story."""
-    print(f"   {what}", flush=True)
-
-
-def step(what: str, work: Callable[[], T]) -> T:
-    """Announce a step, do it, and say how long it took."""
-    global _NUMBER
-    _NUMBER += 1
-    print(f"\n{_NUMBER}. {what}", flush=True)
-    start = time.monotonic()
-    result = work()
-    print(f"   ✓ {time.monotonic() - start:.2f} s", flush=True)
-    return result
-
-
-def check(holds: bool, what: str) -> None:
-    """Say that something holds, or end the demo."""
-    if not holds:
-        raise LabError(f"it does not hold that {what}")
-    tell(f"checked: {what}")
 
 
 class Demo:
@@ -154,18 +128,20 @@ def main() -> int:
     """Run the demo; the exit code is 0 only if every check held."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the lab running: look around with scripts/lab --name demo")
+    parser.add_argument("--kubernetes", action="store_true",
+                        help="on Kubernetes: a real API server, and the agent as the chart's DaemonSet runs it")
     options = parser.parse_args()
     lab = Lab("demo")
     start = time.monotonic()
     try:
-        run(lab)
+        (demo_kubernetes.run if options.kubernetes else run)(lab)
     except LabError as error:
         print(f"\n✗ {error}\n\nThe demo failed after {time.monotonic() - start:.0f} s.", flush=True)
         return 1
     finally:
         if not options.keep:
             down(lab)
-    print(f"\nAll of it was checked. {_NUMBER} steps, {time.monotonic() - start:.0f} s.", flush=True)
+    print(f"\nAll of it was checked. {count()} steps, {time.monotonic() - start:.0f} s.", flush=True)
     return 0
 
 

@@ -199,9 +199,10 @@ def helm_chart() -> Tally:
 
 
 def demo() -> Tally:
-    """The demo, as a user runs it."""
+    """The demos, as a user runs them."""
     tally = Tally()
     tally.check("scripts/demo", ["scripts/demo"])
+    tally.check("scripts/demo --kubernetes", ["scripts/demo", "--kubernetes"])
     return tally
 
 
