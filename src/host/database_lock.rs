@@ -17,8 +17,9 @@ const LOCK_DIRECTORY: &str = "run/lock/iscsi";
 const LOCK: &str = "lock.write";
 /// How often the lock is tried, as in `idbm_lock()`.
 const LOCK_STEP: Duration = Duration::from_millis(10);
-/// How long the lock is waited for; iscsiadm itself waits 30 s.
-const LOCK_LIMIT: Duration = Duration::from_secs(15);
+/// How long the lock is waited for: longer than an iscsiadm waits (30 s) that nobody waits for any more,
+/// since attachd was killed.
+const LOCK_LIMIT: Duration = Duration::from_secs(40);
 /// A lock that is older, and without a living iscsiadm, was left behind by one that was killed.
 /// iscsiadm holds it for milliseconds.
 const LOCK_STALE: Duration = Duration::from_secs(3);
@@ -67,30 +68,58 @@ pub(crate) async fn take(host_root: &Path) -> Result<Lock, HostError> {
     }
 }
 
-/// Removes a lock that nobody holds any more. Its inode's change time is the time of the link.
+/// Removes a lock that nobody holds any more. Its inode's change time is the time of the link: an
+/// iscsiadm that started later only waits for it.
 pub(crate) fn remove_stale(host_root: &Path) {
     let link = host_root.join(LOCK_DIRECTORY).join(LOCK);
-    let is_old = || {
-        let taken = fs::metadata(&link).ok().and_then(|meta| u64::try_from(meta.ctime()).ok());
-        let taken = taken.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-        let age = taken.and_then(|taken| SystemTime::now().duration_since(taken).ok());
-        age.is_some_and(|age| age > LOCK_STALE)
+    let is_old = |taken: &Duration| {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        now.saturating_sub(*taken) > LOCK_STALE
     };
+    let Some(taken) = taken(&link).filter(is_old) else { return };
     // Looked at once more at the end: another one may have removed it, and taken it anew.
-    if is_old() && no_iscsiadm_runs(host_root) && is_old() {
+    if no_iscsiadm_since(host_root, taken) && self::taken(&link) == Some(taken) {
         tracing::warn!(path = %link.display(), "removing a lock that a killed iscsiadm left behind");
         let _ = fs::remove_file(link);
     }
 }
 
-/// Whether the node's processes can be seen (iscsid is among them), and none is an iscsiadm.
-fn no_iscsiadm_runs(host_root: &Path) -> bool {
-    let processes = fs::read_dir(host_root.join("proc")).into_iter().flatten();
-    let names: Vec<String> = processes
-        .filter_map(|process| fs::read_to_string(process.ok()?.path().join("comm")).ok())
-        .collect();
-    let runs = |name| names.iter().any(|comm| comm.trim_end() == name);
-    runs("iscsid") && !runs("iscsiadm")
+/// When the lock was taken, since 1970.
+fn taken(link: &Path) -> Option<Duration> {
+    let meta = fs::metadata(link).ok()?;
+    let seconds = u64::try_from(meta.ctime()).ok()?;
+    Some(Duration::new(seconds, u32::try_from(meta.ctime_nsec()).ok()?))
+}
+
+/// Whether the node's processes can be seen (iscsid is among them), and no iscsiadm has been there
+/// since the lock was taken.
+fn no_iscsiadm_since(host_root: &Path, taken: Duration) -> bool {
+    let Some(booted) = booted(host_root) else { return false };
+    let (mut iscsid, mut holder) = (false, false);
+    for process in fs::read_dir(host_root.join("proc")).into_iter().flatten().flatten() {
+        let Ok(stat) = fs::read_to_string(process.path().join("stat")) else { continue };
+        let Some((name, rest)) = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')'))
+        else {
+            continue;
+        };
+        iscsid |= name == "iscsid";
+        // proc_pid_stat(5): the 22nd field, in clock ticks after the boot.
+        let ticks = rest.split_whitespace().nth(19).and_then(|field| field.parse::<u64>().ok());
+        let started = ticks.map(|ticks| {
+            booted + Duration::from_millis(ticks * 1000 / procfs::ticks_per_second().max(1))
+        });
+        // Clock ticks are coarse.
+        holder |= name == "iscsiadm" && started.is_none_or(|at| at <= taken + LOCK_STEP * 10);
+    }
+    iscsid && !holder
+}
+
+/// When the node was booted, since 1970.
+fn booted(host_root: &Path) -> Option<Duration> {
+    let uptime = fs::read_to_string(host_root.join("proc/uptime")).ok()?;
+    let uptime = uptime.split_whitespace().next()?.parse().ok()?;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    now.checked_sub(Duration::try_from_secs_f64(uptime).ok()?)
 }
 
 #[cfg(test)]
@@ -102,8 +131,22 @@ mod tests {
         for directory in ["run/lock", "proc/1"] {
             fs::create_dir_all(root.path().join(directory)).unwrap();
         }
-        fs::write(root.path().join("proc/1/comm"), "iscsid\n").unwrap();
+        process(&root, 1, "iscsid", Duration::from_hours(1));
+        fs::copy("/proc/uptime", root.path().join("proc/uptime")).unwrap();
         root
+    }
+
+    /// A process that is so old.
+    fn process(root: &tempfile::TempDir, id: u32, name: &str, age: Duration) {
+        let uptime = fs::read_to_string("/proc/uptime").unwrap();
+        let uptime: f64 = uptime.split_whitespace().next().unwrap().parse().unwrap();
+        let started = Duration::from_secs_f64(uptime).saturating_sub(age).as_millis();
+        let ticks = started * u128::from(procfs::ticks_per_second()) / 1000;
+        let directory = root.path().join(format!("proc/{id}"));
+        fs::create_dir_all(&directory).unwrap();
+        let before = "0 ".repeat(18);
+        fs::write(directory.join("stat"), format!("{id} ({name}) S {before}{ticks} 0 0\n"))
+            .unwrap();
     }
 
     #[tokio::test]
@@ -134,11 +177,13 @@ mod tests {
         fs::hard_link(&file, &link).unwrap();
         remove_stale(root.path());
         assert!(link.exists(), "it is young");
-        tokio::time::sleep(LOCK_STALE + Duration::from_millis(1100)).await;
-        fs::create_dir(root.path().join("proc/2")).unwrap();
-        fs::write(root.path().join("proc/2/comm"), "iscsiadm\n").unwrap();
+        tokio::time::sleep(LOCK_STALE + Duration::from_millis(100)).await;
+        process(&root, 2, "iscsiadm", LOCK_STALE * 2);
+        process(&root, 3, "iscsiadm", LOCK_STALE / 2);
+        fs::copy("/proc/uptime", root.path().join("proc/uptime")).unwrap();
         remove_stale(root.path());
         assert!(link.exists(), "its holder may live");
+        // One that came later waits for it, as attachd does.
         fs::remove_dir_all(root.path().join("proc/2")).unwrap();
         remove_stale(root.path());
         assert!(!link.exists());
