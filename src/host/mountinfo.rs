@@ -40,7 +40,8 @@ fn entry(info: &MountInfo) -> Option<MountEntry> {
     let read_only = info.mount_options.contains_key("ro") || info.super_options.contains_key("ro");
     Some(MountEntry {
         number,
-        source: unescaped(info.mount_source.as_deref().unwrap_or_default().as_bytes())
+        // Without a source the kernel writes `none`, which procfs takes away.
+        source: unescaped(info.mount_source.as_deref().unwrap_or("none").as_bytes())
             .to_string_lossy()
             .into_owned(),
         target: PathBuf::from(unescaped(info.mount_point.as_os_str().as_encoded_bytes())),
