@@ -137,6 +137,10 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                 self.whole(HostOp::Logout { targets: targets.clone() }, step).await
             }
             Step::Release { disown } => {
+                let mapped = run.record.as_ref().filter(|record| record.multipath);
+                if let Some(wwid) = mapped.and_then(|record| record.wwid.clone()) {
+                    self.whole(HostOp::ForgetMap { wwid }, step).await?;
+                }
                 for target in disown {
                     self.ledger.disown_target(target).await?;
                 }

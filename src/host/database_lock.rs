@@ -2,76 +2,122 @@
 //!
 //! Whoever makes the link has the lock; the others try again every 10 ms, for 30 s (`idbm_lock()`).
 //! An iscsiadm that is killed leaves the link behind, and every later one waits in vain.
+//!
+//! attachd links a file of its own, which does as well, and holds a `flock` on it: where nobody does,
+//! the attachd that made it is dead.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag},
+    unistd::linkat,
 };
 
 use super::HostError;
 
 const LOCK_DIRECTORY: &str = "run/lock/iscsi";
 const LOCK: &str = "lock.write";
+/// What an iscsiadm links.
+const FILE: &str = "lock";
 /// How often the lock is tried, as in `idbm_lock()`.
 const LOCK_STEP: Duration = Duration::from_millis(10);
-/// How long the lock is waited for: longer than an iscsiadm waits (30 s) that nobody waits for any more,
-/// since attachd was killed.
-const LOCK_LIMIT: Duration = Duration::from_secs(40);
+/// How long the lock is waited for: longer than an iscsiadm waits on a busy node (30 s, in 3000 steps).
+const LOCK_LIMIT: Duration = Duration::from_mins(1);
 /// A lock that is older, and without a living iscsiadm, was left behind by one that was killed.
 /// iscsiadm holds it for milliseconds.
 const LOCK_STALE: Duration = Duration::from_secs(3);
 
 /// The database's lock, free again when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Lock(PathBuf);
+pub(crate) struct Lock {
+    link: PathBuf,
+    #[expect(dead_code, reason = "held for its Drop, after the link is gone")]
+    alive: Flock<File>,
+}
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        let _ = fs::remove_file(&self.link);
     }
 }
 
 /// Takes the database's lock.
 pub(crate) async fn take(host_root: &Path) -> Result<Lock, HostError> {
     let directory = host_root.join(LOCK_DIRECTORY);
-    let (file, link) = (directory.join("lock"), directory.join(LOCK));
+    let link = directory.join(LOCK);
     match fs::create_dir(&directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(HostError::io("make", directory)(error));
         }
         _ => {}
     }
-    OpenOptions::new()
+    // Without a name, so that nothing is left of it.
+    let own = OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(false)
         .mode(0o600)
-        .open(&file)
-        .map_err(HostError::io("open", &file))?;
+        .custom_flags(OFlag::O_TMPFILE.bits())
+        .open(&directory)
+        .and_then(|file| flocked(file).map_err(io::Error::from))
+        .map_err(HostError::io("make a lock in", &directory))?;
+    let path = format!("/proc/self/fd/{}", own.as_raw_fd());
     let attempts = async {
         loop {
-            match fs::hard_link(&file, &link) {
-                Ok(()) => return Ok(Lock(link.clone())),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(HostError::io("lock", &link)(error)),
+            let follow = AtFlags::AT_SYMLINK_FOLLOW;
+            match linkat(AT_FDCWD, path.as_str(), AT_FDCWD, &link, follow) {
+                Ok(()) => return Ok(()),
+                Err(Errno::EEXIST) => {}
+                Err(error) => return Err(HostError::io("lock", &link)(error.into())),
             }
             remove_stale(host_root);
             tokio::time::sleep(LOCK_STEP).await;
         }
     };
     match tokio::time::timeout(LOCK_LIMIT, attempts).await {
-        Ok(result) => result,
+        Ok(Ok(())) => Ok(Lock { link, alive: own }),
+        Ok(Err(error)) => Err(error),
         Err(_) => Err(HostError::DatabaseLocked { path: link, seconds: LOCK_LIMIT.as_secs() }),
+    }
+}
+
+fn flocked(file: File) -> Result<Flock<File>, Errno> {
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)
+}
+
+/// Removes a lock that a dead attachd left.
+fn remove_dead(link: &Path) {
+    let Ok(file) = File::open(link) else { return };
+    let same = |file: &File| {
+        let (seen, there) = (file.metadata().ok(), fs::metadata(link).ok());
+        seen.zip(there).is_some_and(|(a, b)| (a.dev(), a.ino()) == (b.dev(), b.ino()))
+    };
+    // Whoever else finds it dead must wait for this one, so that nobody takes a new lock away.
+    if let Ok(file) = flocked(file)
+        && same(&file)
+    {
+        tracing::warn!(path = %link.display(), "removing a lock that a killed attachd left behind");
+        let _ = fs::remove_file(link);
     }
 }
 
 /// Removes a lock that nobody holds any more. Its inode's change time is the time of the link: an
 /// iscsiadm that started later only waits for it.
 pub(crate) fn remove_stale(host_root: &Path) {
-    let link = host_root.join(LOCK_DIRECTORY).join(LOCK);
+    let directory = host_root.join(LOCK_DIRECTORY);
+    let link = directory.join(LOCK);
+    let inode = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    if inode(&link) != inode(&directory.join(FILE)) {
+        return remove_dead(&link);
+    }
     let is_old = |taken: &Duration| {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         now.saturating_sub(*taken) > LOCK_STALE
@@ -153,23 +199,41 @@ mod tests {
     async fn the_lock_excludes_and_is_free_afterwards() {
         let root = root();
         let lock = take(root.path()).await.unwrap();
-        let link = root.path().join("run/lock/iscsi/lock.write");
-        assert!(link.exists());
+        let directory = root.path().join("run/lock/iscsi");
+        let link = directory.join("lock.write");
         // As iscsiadm tries it.
-        let file = root.path().join("run/lock/iscsi/lock");
-        assert!(fs::hard_link(&file, &link).is_err());
+        fs::write(directory.join("lock"), "").unwrap();
+        assert!(fs::hard_link(directory.join("lock"), &link).is_err());
         let second = take(root.path());
-        let waited = tokio::time::timeout(Duration::from_millis(100), second).await;
+        let waited = tokio::time::timeout(LOCK_STALE + LOCK_STALE / 2, second).await;
         assert!(waited.is_err(), "two holders");
         drop(lock);
         assert!(!link.exists());
-        take(root.path()).await.unwrap();
+        drop(take(root.path()).await.unwrap());
+        let left: Vec<_> =
+            fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["lock"]);
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_a_killed_attachd_left_is_removed_at_once() {
+        let root = root();
+        let lock = take(root.path()).await.unwrap();
+        // Killed, it doesn't remove the link.
+        let (link, kept) = (lock.link.clone(), root.path().join("kept"));
+        fs::hard_link(&link, &kept).unwrap();
+        drop(lock);
+        fs::hard_link(&kept, &link).unwrap();
+        process(&root, 2, "iscsiadm", LOCK_STALE * 2);
+        let taken = tokio::time::timeout(LOCK_STALE / 3, take(root.path())).await;
+        taken.expect("it waited").unwrap();
     }
 
     #[tokio::test]
     async fn a_lock_that_a_killed_iscsiadm_left_is_removed_but_no_living_ones() {
         let root = root();
         drop(take(root.path()).await.unwrap());
+        fs::write(root.path().join("run/lock/iscsi/lock"), "").unwrap();
         let (file, link) = (
             root.path().join("run/lock/iscsi/lock"),
             root.path().join("run/lock/iscsi/lock.write"),

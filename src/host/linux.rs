@@ -146,6 +146,7 @@ impl<E: Executor> LinuxHost<E> {
             blocking: &self.blocking,
             openers: &self.openers,
             udev_records: self.config.root.join("run/udev/data"),
+            wwids: self.config.root.join("etc/multipath/wwids"),
         }
     }
 
@@ -177,6 +178,16 @@ impl<E: Executor> LinuxHost<E> {
 
     /// Unmounts. Where that hangs, since the map queues I/O and has no path left, I/O is made to fail:
     /// after the whole time limit, in which a path may have come back.
+    async fn log_out(&self, targets: &[Target]) -> Result<Applied, HostError> {
+        // Without iscsid iscsiadm says that it has logged out, and the session stays.
+        let sessions = self.observe().await?.sessions;
+        let any = sessions.iter().any(|session| targets.iter().any(|t| session.is_to(t)));
+        if any && !initiator::iscsid_answers().await {
+            return Err(HostError::IscsidNotRunning);
+        }
+        Ok(self.iscsi().logout(targets).await)
+    }
+
     async fn unmount(&self, target: &Path) -> Result<Applied, HostError> {
         let mounts = self.mounts();
         let below = self.device_below(target, mounts.at(target).await?.map(|mount| mount.number));
@@ -310,6 +321,7 @@ impl<E: Executor> Host for LinuxHost<E> {
             HostOp::Rescan { devices } => Ok(self.scsi().rescan(devices).await),
             HostOp::AddMap { wwid, devices } => self.multipath().add(wwid, devices).await,
             HostOp::RemoveMap { name, wwid } => self.multipath().remove(name, wwid).await,
+            HostOp::ForgetMap { wwid } => self.multipath().forget_gone(wwid).await,
             HostOp::DeleteDevices { devices } => self.delete_disks(devices).await,
             HostOp::SetReadOnly { devices } => self.filesystems().set_read_only(devices).await,
             HostOp::Format { device, filesystem, resume } => {
@@ -323,7 +335,7 @@ impl<E: Executor> Host for LinuxHost<E> {
             }
             HostOp::Unmount { target } => self.unmount(target).await,
             HostOp::RemoveDirectory { target } => self.mounts().remove_directory(target).await,
-            HostOp::Logout { targets } => Ok(self.iscsi().logout(targets).await),
+            HostOp::Logout { targets } => self.log_out(targets).await,
         }
     }
 }

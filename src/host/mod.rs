@@ -151,6 +151,11 @@ pub enum HostOp {
         /// Its identity.
         wwid: Wwid,
     },
+    /// Take a WWID off multipath's list where a map was made for it and is gone (by a reboot, say).
+    ForgetMap {
+        /// Its identity.
+        wwid: Wwid,
+    },
     /// Flush disks and delete them from the kernel.
     DeleteDevices {
         /// Which; the name and the address must still belong together.

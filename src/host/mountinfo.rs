@@ -50,7 +50,8 @@ fn entry(info: &MountInfo) -> Option<MountEntry> {
     let read_only = info.mount_options.contains_key("ro") || info.super_options.contains_key("ro");
     Some(MountEntry {
         number,
-        source: unescaped(info.mount_source.as_deref().unwrap_or_default().as_bytes())
+        // Without a source the kernel writes `none`, which procfs takes away.
+        source: unescaped(info.mount_source.as_deref().unwrap_or("none").as_bytes())
             .to_string_lossy()
             .into_owned(),
         target: unescaped_path(&info.mount_point),

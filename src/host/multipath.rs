@@ -39,6 +39,8 @@ pub(crate) struct Multipath<'a, E> {
     pub(crate) openers: &'a Openers,
     /// `/run/udev/data`
     pub(crate) udev_records: PathBuf,
+    /// `/etc/multipath/wwids`: a line `/WWID/` for each.
+    pub(crate) wwids: PathBuf,
 }
 
 impl<E: Executor> Multipath<'_, E> {
@@ -235,6 +237,17 @@ impl<E: Executor> Multipath<'_, E> {
         }
     }
 
+    /// The same, where it is on the list and no map is there.
+    pub(crate) async fn forget_gone(&self, wwid: &Wwid) -> Result<Applied, HostError> {
+        let list = tokio::fs::read_to_string(&self.wwids).await.unwrap_or_default();
+        let is_listed = list.lines().any(|line| line.trim_matches('/') == wwid.as_str());
+        if !is_listed || self.map(wwid).await?.is_some() {
+            return Ok(Applied::unchanged());
+        }
+        self.forget(wwid).await;
+        Ok(Applied::changed())
+    }
+
     async fn map(&self, wwid: &Wwid) -> Result<Option<MultipathMap>, HostError> {
         let wwid = wwid.clone();
         self.find(move |map| map.wwid == wwid).await
@@ -322,6 +335,7 @@ mod tests {
             blocking: &Blocking::default(),
             openers: &openers,
             udev_records: tree.path().join("udev"),
+            wwids: tree.path().join("wwids"),
         };
         work(multipath).await
     }
@@ -515,6 +529,7 @@ mod tests {
             blocking: &Blocking::default(),
             openers: &openers,
             udev_records: tree.path().join("udev"),
+            wwids: tree.path().join("wwids"),
         };
         assert!(multipath.remove(WWID, &wwid()).await.unwrap().changed);
     }

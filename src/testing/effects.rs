@@ -100,6 +100,7 @@ impl World {
             HostOp::RemoveMap { name, wwid } => {
                 return self.remove_map(volume, name, wwid).and_then(done);
             }
+            HostOp::ForgetMap { .. } => Applied::unchanged(),
             HostOp::DeleteDevices { devices } => self.each(
                 devices,
                 fault,

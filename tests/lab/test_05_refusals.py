@@ -127,7 +127,7 @@ def test_a_volume_that_is_not_iscsi_is_named_and_its_attachment_taken_back(node:
 
 def test_a_storage_that_fails_or_lies_leaves_nothing_behind(node: Attachd) -> None:
     with volume(node) as v, proxied(node) as proxy:
-        through = {"ATTACHD_CINDER_ENDPOINT": proxy.endpoint_in_node, "ATTACHD_PATIENCE": "3"}
+        through = {"ATTACHD_CINDER_ENDPOINT": proxy.endpoint_in_node}
         fault = Reply(500, b'{"computeFault": {"code": 500, "message": "The server has either erred"}}', "application/json")
 
         # The back end fails when it is asked to export.
@@ -158,7 +158,7 @@ def test_a_storage_that_fails_or_lies_leaves_nothing_behind(node: Attachd) -> No
             ("target_iqns", ["iqn.2010-10.org.openstack:nobody"] * 2, ["[NoPath]"]),
         ]:
             proxy.behaviour.rewrite = lie(key, value)
-            failed(node, 3, [*words, "taking it back"], "attach", v, "--mount", MOUNT, **through)
+            failed(node, 3, [*words, "taking it back"], "attach", v, "--mount", MOUNT, ATTACHD_PATIENCE="3", **through)
             nothing_left(node, v)
 
 

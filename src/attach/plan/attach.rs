@@ -111,18 +111,16 @@ fn mount_path_is_ours(spec: &AttachSpec, observed: &Observed) -> Settled {
 }
 
 pub(super) fn mount_target_usable(spec: &AttachSpec, observed: &Observed) -> Settled {
-    let (Some(path), Some(target)) = (spec.mount_path(), &observed.mount_target) else {
-        return Ok(());
-    };
+    let Some(path) = spec.mount_path() else { return Ok(()) };
     let refused = |why: String| {
         refuse(Refusal::MountPath { volume: spec.volume, path: path.to_owned(), why })
     };
     if let Some(entry) = observed.host.mount_at(path) {
         return refused(format!("{} is mounted there", entry.source));
     }
-    match target {
-        MountTarget::Absent | MountTarget::EmptyDirectory => Ok(()),
-        MountTarget::Unusable { why } => refused(why.clone()),
+    match &observed.mount_target {
+        Some(MountTarget::Unusable { why }) => refused(why.clone()),
+        Some(MountTarget::Absent | MountTarget::EmptyDirectory) | None => Ok(()),
     }
 }
 
