@@ -101,9 +101,8 @@ impl<H: Host + 'static, C: BlockStorage + 'static> Controller<H, C> {
 
     async fn watch(&mut self, mut stop: watch::Receiver<bool>) {
         let requests: Api<Seen> = Api::all(self.cluster.client());
-        let own =
-            watcher::Config::default().fields(&format!("spec.nodeName={}", self.config.node_name));
-        let mut events = watcher(requests, own).default_backoff().boxed();
+        let own = format!("spec.nodeName={}", self.config.node_name);
+        let mut events = watcher(requests, selected(&own)).default_backoff().boxed();
         let mut listed = BTreeSet::new();
         // A watch that goes on after an error says nothing until something changes.
         let mut pause = BEAT;
@@ -149,10 +148,13 @@ impl<H: Host + 'static, C: BlockStorage + 'static> Controller<H, C> {
         let subject = ClusterRequest::new(&self.cluster, &request, known.as_ref());
         if request.meta().deletion_timestamp.is_some() {
             // Without it, somebody took it off to have the object go without a detach.
-            let wanted =
-                if subject.is_held() { Wanted::Detached { subject } } else { Wanted::Kept };
+            let held = subject::is_held(&request);
+            let wanted = if held { Wanted::Detached { subject } } else { Wanted::Kept };
             self.workers.want(&name, wanted);
             return;
+        }
+        if subject.lost_hold(&request) {
+            self.workers.written_over(&name);
         }
         let spec = match request.0 {
             Ok(request) => request
@@ -204,6 +206,13 @@ impl<H: Host + 'static, C: BlockStorage + 'static> Controller<H, C> {
             }
         }
     }
+}
+
+/// What is watched, out of all there is. Few are selected: one page holds them, and pages of a list
+/// are no matter for the API server's cache before Kubernetes 1.34, so that each agent's list would
+/// have it read all there is from etcd.
+fn selected(fields: &str) -> watcher::Config {
+    watcher::Config { page_size: None, ..watcher::Config::default().fields(fields) }
 }
 
 fn invalid(error: &dyn std::error::Error) -> Refused {
