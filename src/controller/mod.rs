@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use crate::{
-    attach::{Engine, Origin},
+    attach::{Engine, Guard, Origin},
     cinder::BlockStorage,
     crd::VolumeAttachRequest,
     health::Vitals,
@@ -44,6 +44,9 @@ pub const CHECK: &str = "kubernetes";
 
 /// How often an API server is asked whether it is back.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// After this, readiness tells that the agent waits for another one.
+const WAITING: Duration = Duration::from_secs(1);
 
 /// Who writes, as managed fields and events show it.
 pub const MANAGER: &str = "attachd";
@@ -91,12 +94,45 @@ impl<H: Host + 'static, C: BlockStorage + 'static> Controller<H, C> {
     /// Serves until asked to stop; then waits for the steps under way. What is attached stays so. An
     /// API server that is away is waited for.
     pub async fn serve(mut self, stop: watch::Receiver<bool>) {
+        let Some(_alone) = self.alone(stop.clone()).await else { return };
         let connectors = NodeConnectors::new(Arc::clone(&self.engine), Arc::clone(&self.cluster));
         let connectors = tokio::spawn(connectors.serve(stop.clone()));
         self.watch(stop).await;
         self.workers.shut_down(&self.vitals.heartbeat).await;
         // It ends by the same word.
         drop(connectors.await);
+    }
+
+    /// Waits until no other agent serves the cluster with this ledger. Where a node's agent is replaced,
+    /// the old one may still have work: what it knows of a request gets old, and might be meant for one
+    /// of the same name that the new agent has attached since.
+    async fn alone(&self, mut stop: watch::Receiver<bool>) -> Option<Guard> {
+        let locked = async {
+            loop {
+                match self.engine.ledger().lock_cluster().await {
+                    Ok(guard) => return guard,
+                    Err(error) => {
+                        self.vitals.readiness.set(CHECK, Err(api::chain(&error)));
+                        sleep(ASK_AGAIN).await;
+                    }
+                }
+            }
+        };
+        let waiting = async {
+            sleep(WAITING).await;
+            let why =
+                "another attachd of this node serves the cluster's requests: waiting for its end";
+            self.vitals.readiness.set(CHECK, Err(why.to_owned()));
+            loop {
+                self.vitals.heartbeat.beat();
+                sleep(BEAT).await;
+            }
+        };
+        tokio::select! {
+            () = stopped(&mut stop) => None,
+            guard = locked => Some(guard),
+            () = waiting => None,
+        }
     }
 
     async fn watch(&mut self, mut stop: watch::Receiver<bool>) {
