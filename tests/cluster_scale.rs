@@ -22,7 +22,7 @@ use futures::{FutureExt as _, StreamExt as _, stream};
 use k8s_openapi::api::core::v1::{Event, Node as NodeObject};
 use kube::{
     Api, Client, Config,
-    api::{DeleteParams, ListParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde_json::json;
@@ -180,12 +180,14 @@ impl Bench {
     async fn clean_up(&self, nodes: &[Node]) {
         let api = self.requests();
         // Left where the test failed: without an agent, the finalizer would hold them for ever.
-        for left in api.list_metadata(&ListParams::default()).await.unwrap() {
-            let name = left.metadata.name.unwrap();
-            let free = kube::api::Patch::Merge(json!({"metadata": {"finalizers": null}}));
-            let _ = api.patch_metadata(&name, &kube::api::PatchParams::default(), &free).await;
+        let left = api.list_metadata(&ListParams::default()).await.unwrap();
+        let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+        let take_away = async |name: String| {
+            let _ = api.patch_metadata(&name, &PatchParams::default(), &free).await;
             let _ = api.delete(&name, &DeleteParams::default()).await;
-        }
+        };
+        let names = left.into_iter().filter_map(|left| left.metadata.name);
+        stream::iter(names).for_each_concurrent(AT_ONCE, take_away).await;
         let connectors: Api<NodeConnector> = Api::all(self.client.clone());
         let objects: Api<NodeObject> = Api::all(self.client.clone());
         for node in nodes {
@@ -352,9 +354,11 @@ async fn prove(bench: &Bench, nodes: &mut [Node], requests: usize) {
     ));
     assert_few_writes(&nodes[FEW..], requests);
     assert_alike("attach", &few, &many);
+    // An API server that has too much to do cuts watches, and where the news since then are more than it
+    // keeps, agents list their own anew: that is the most there may be.
     assert!(
-        idle.objects == 0.0 && idle.writes == 0.0,
-        "agents with nothing to do had a share in the others' work: {idle}"
+        idle.bytes <= few_restarted.bytes && idle.writes == 0.0,
+        "agents with nothing to do had a share in the others' work: {idle}; their own is {few_restarted}"
     );
     assert_eq!(
         bench.readiness().await,
@@ -405,7 +409,7 @@ async fn an_agents_share_does_not_grow_with_the_cluster() {
     let mut nodes: Vec<Node> = (0..count).map(|index| Node::new(index, requests)).collect();
     let result = AssertUnwindSafe(prove(&bench, &mut nodes, requests)).catch_unwind().await;
     for node in &mut nodes {
-        node.stop();
+        node.ended().await;
     }
     bench.clean_up(&nodes).await;
     if let Err(panic) = result {

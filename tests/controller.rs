@@ -199,13 +199,14 @@ async fn a_restart_writes_nothing() {
 async fn a_finalizer_is_written_once_however_often_the_attach_fails() {
     let node = Node::new();
     let agent = node.agent();
-    // Nobody knows this volume: it may come.
-    let spec = json!({"nodeName": "worker-3", "volumeID": "00000000-0000-4000-8000-000000000000"});
-    node.api.create("db", "one", spec);
-    node.until("refused", |node| node.api.ready("db").as_deref() == Some("VolumeNotFound")).await;
+    assert!(node.world.state().other_node_attaches(node.volumes[0]));
+    node.api.create("db", "one", node.spec(0));
+    let told = "VolumeNotAvailable";
+    node.until("refused", |node| node.api.ready("db").as_deref() == Some(told)).await;
     let before = node.world.operations();
     sleep(Duration::from_mins(30)).await;
-    assert!(node.world.operations() > before + 5, "it was not tried again");
+    // The facts alone are looked at once a minute.
+    assert!(node.world.operations() > before + 60, "it was not tried again");
     assert_eq!(node.api.calls("PATCH /apis/attachd.dev/v1alpha1/volumeattachrequests/db"), 3);
     agent.end().await;
 }
