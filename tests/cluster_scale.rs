@@ -327,7 +327,7 @@ fn assert_alike(what: &str, few: &Share, many: &Share) {
 async fn prove(bench: &Bench, nodes: &mut [Node], requests: usize) {
     bench.create_node_objects(nodes).await;
     let memory = resident();
-    for node in nodes[..FEW].iter_mut() {
+    for node in &mut nodes[..FEW] {
         node.start(&bench.config);
     }
     bench.attach(&nodes[..FEW]).await;
@@ -337,7 +337,7 @@ async fn prove(bench: &Bench, nodes: &mut [Node], requests: usize) {
     let few_restarted = share(&restart(bench, &mut nodes[..FEW]).await);
 
     forget(nodes);
-    for node in nodes[FEW..].iter_mut() {
+    for node in &mut nodes[FEW..] {
         node.start(&bench.config);
     }
     bench.attach(&nodes[FEW..]).await;

@@ -82,7 +82,7 @@ impl Node {
     }
 
     async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
-        let waited = timeout(Duration::from_secs(600), async {
+        let waited = timeout(Duration::from_mins(10), async {
             while !holds(self) {
                 sleep(Duration::from_millis(5)).await;
             }
@@ -107,14 +107,14 @@ impl Node {
 async fn a_request_that_comes_again_under_its_name_is_another_one() {
     let node = Node::new();
     let agent = node.agent();
-    node.api.create("db", "first", node.spec(0));
+    node.api.create("db", "first", &node.spec(0));
     node.until_attached("db").await;
     for round in 0..5 {
         let old = node.api.request("db").unwrap()["metadata"]["uid"].clone();
         node.api.delete("db");
         node.until("gone", |node| node.api.request("db").is_none()).await;
         // At once, while the old one's worker ends.
-        node.api.create("db", &format!("again-{round}"), node.spec(round % 2));
+        node.api.create("db", &format!("again-{round}"), &node.spec(round % 2));
         node.until_attached("db").await;
         assert_ne!(node.api.request("db").unwrap()["metadata"]["uid"], old);
         assert_eq!(node.mounts(), 1);
@@ -138,7 +138,7 @@ async fn a_request_that_is_deleted_while_it_is_attached_leaves_nothing() {
                 api.delete("db");
             }
         });
-        node.api.create("db", "one", node.spec(0));
+        node.api.create("db", "one", &node.spec(0));
         node.until("served", |node| match node.api.request("db") {
             None => true,
             Some(db) => {
@@ -161,7 +161,7 @@ async fn what_went_unseen_is_kept_and_a_new_list_writes_nothing() {
     let node = Node::new();
     let agent = node.agent();
     for (volume, name) in ["db", "lost"].iter().enumerate() {
-        node.api.create(name, name, node.spec(volume));
+        node.api.create(name, name, &node.spec(volume));
         node.until_attached(name).await;
     }
     sleep(Duration::from_secs(1)).await;
@@ -172,7 +172,7 @@ async fn what_went_unseen_is_kept_and_a_new_list_writes_nothing() {
     assert_eq!(node.mounts(), 2, "a request that is not there any more was detached");
     assert_eq!(node.api.writes(), writes, "the new list was answered by writes");
     // It comes back, as from a backup: with another UID.
-    node.api.create("lost", "restored", node.spec(1));
+    node.api.create("lost", "restored", &node.spec(1));
     node.until_attached("lost").await;
     node.api.delete("lost");
     node.until("gone", |node| node.api.request("lost").is_none()).await;
@@ -184,7 +184,7 @@ async fn what_went_unseen_is_kept_and_a_new_list_writes_nothing() {
 async fn a_restart_writes_nothing() {
     let node = Node::new();
     let agent = node.agent();
-    node.api.create("db", "one", node.spec(0));
+    node.api.create("db", "one", &node.spec(0));
     node.until_attached("db").await;
     sleep(Duration::from_mins(5)).await;
     agent.end().await;
@@ -200,7 +200,7 @@ async fn a_finalizer_is_written_once_however_often_the_attach_fails() {
     let node = Node::new();
     let agent = node.agent();
     assert!(node.world.state().other_node_attaches(node.volumes[0]));
-    node.api.create("db", "one", node.spec(0));
+    node.api.create("db", "one", &node.spec(0));
     let told = "VolumeNotAvailable";
     node.until("refused", |node| node.api.ready("db").as_deref() == Some(told)).await;
     let before = node.world.operations();
@@ -215,7 +215,7 @@ async fn a_finalizer_is_written_once_however_often_the_attach_fails() {
 async fn a_finalizer_that_was_taken_off_is_put_back() {
     let node = Node::new();
     let agent = node.agent();
-    node.api.create("db", "one", node.spec(0));
+    node.api.create("db", "one", &node.spec(0));
     node.until_attached("db").await;
     node.api.change("db", |db| db["metadata"]["finalizers"] = Value::Null);
     node.until("held", |node| node.finalizers("db") == json!([FINALIZER])).await;
@@ -229,7 +229,7 @@ async fn a_finalizer_that_was_taken_off_is_put_back() {
 async fn an_api_server_that_refuses_to_let_a_request_go_is_not_stormed() {
     let node = Node::new();
     let agent = node.agent();
-    node.api.create("db", "one", node.spec(0));
+    node.api.create("db", "one", &node.spec(0));
     node.until_attached("db").await;
     // As an admission policy, or a stricter schema, does.
     node.api.refuse("PATCH /apis/attachd.dev/v1alpha1/volumeattachrequests/db", 422);
@@ -250,7 +250,7 @@ async fn an_api_server_that_refuses_to_let_a_request_go_is_not_stormed() {
 async fn a_second_agent_of_a_node_waits_for_the_first_to_end() {
     let node = Node::new();
     let first = node.agent();
-    node.api.create("db", "one", node.spec(0));
+    node.api.create("db", "one", &node.spec(0));
     node.until_attached("db").await;
     let lists = node.api.calls("volumeattachrequests?watch");
     let second = node.agent();
@@ -270,9 +270,9 @@ async fn a_second_agent_of_a_node_waits_for_the_first_to_end() {
 async fn what_can_not_be_read_is_told_and_stops_nothing_else() {
     let node = Node::new();
     let agent = node.agent();
-    node.api.create("odd", "odd", json!({"nodeName": "worker-3", "volumeID": 7}));
-    node.api.create("none", "none", Value::Null);
-    node.api.create("db", "one", node.spec(0));
+    node.api.create("odd", "odd", &json!({"nodeName": "worker-3", "volumeID": 7}));
+    node.api.create("none", "none", &Value::Null);
+    node.api.create("db", "one", &node.spec(0));
     node.until_attached("db").await;
     for name in ["odd", "none"] {
         node.until("told", |node| node.api.ready(name).as_deref() == Some("InvalidRequest")).await;
@@ -287,7 +287,7 @@ async fn what_can_not_be_read_is_told_and_stops_nothing_else() {
 async fn late_news_of_a_request_that_is_gone_harm_nothing() {
     let node = Node::new();
     let agent = node.agent();
-    node.api.create("db", "one", node.spec(0));
+    node.api.create("db", "one", &node.spec(0));
     node.until_attached("db").await;
     node.api.delete("db");
     let old = node.api.request("db").unwrap();
@@ -296,7 +296,7 @@ async fn late_news_of_a_request_that_is_gone_harm_nothing() {
     node.api.tell("MODIFIED", &old);
     sleep(Duration::from_secs(5)).await;
     node.api.tell("DELETED", &old);
-    node.api.create("db", "two", node.spec(0));
+    node.api.create("db", "two", &node.spec(0));
     node.until_attached("db").await;
     assert_eq!(node.mounts(), 1);
     agent.end().await;
@@ -308,7 +308,7 @@ async fn a_fault_at_any_moment_is_told_and_overcome() {
         let node = Node::new();
         node.world.plan_fault(ahead, Fault::Error(When::After));
         let agent = node.agent();
-        node.api.create("db", "one", node.spec(0));
+        node.api.create("db", "one", &node.spec(0));
         node.until_attached("db").await;
         node.api.delete("db");
         node.until("gone", |node| node.api.request("db").is_none()).await;

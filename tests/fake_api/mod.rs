@@ -47,7 +47,7 @@ impl FakeApi {
         self.0.lock().unwrap()
     }
 
-    pub fn create(&self, name: &str, uid: &str, spec: Value) {
+    pub fn create(&self, name: &str, uid: &str, spec: &Value) {
         let mut objects = self.lock();
         let metadata = json!({"name": name, "uid": uid, "generation": 1});
         let request = json!({
