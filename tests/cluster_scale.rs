@@ -94,6 +94,20 @@ impl Bench {
         stream::iter(nodes).for_each_concurrent(AT_ONCE, create).await;
     }
 
+    /// Starts the agents, as long before the first request as they need.
+    async fn start(&self, nodes: &mut [Node]) {
+        for node in nodes.iter_mut() {
+            node.start(&self.config);
+        }
+        let begun = Instant::now();
+        let watches =
+            |node: &Node| node.traffic.so_far().reads.contains_key("watch nodeconnectors");
+        while !nodes.iter().all(watches) {
+            assert!(begun.elapsed() < READY_LIMIT, "not all agents watch");
+            sleep(Duration::from_millis(200)).await;
+        }
+    }
+
     /// Asks for everything, and waits until all of it is ready.
     async fn attach(&self, nodes: &[Node]) {
         let (api, begun) = (self.requests(), Instant::now());
@@ -327,9 +341,7 @@ fn assert_alike(what: &str, few: &Share, many: &Share) {
 async fn prove(bench: &Bench, nodes: &mut [Node], requests: usize) {
     bench.create_node_objects(nodes).await;
     let memory = resident();
-    for node in &mut nodes[..FEW] {
-        node.start(&bench.config);
-    }
+    bench.start(&mut nodes[..FEW]).await;
     bench.attach(&nodes[..FEW]).await;
     let few = share(&all(&nodes[..FEW]));
     bench.say(&format!("{FEW} agents: {few}; {}", kinds(&all(&nodes[..FEW]))));
@@ -337,9 +349,7 @@ async fn prove(bench: &Bench, nodes: &mut [Node], requests: usize) {
     let few_restarted = share(&restart(bench, &mut nodes[..FEW]).await);
 
     forget(nodes);
-    for node in &mut nodes[FEW..] {
-        node.start(&bench.config);
-    }
+    bench.start(&mut nodes[FEW..]).await;
     bench.attach(&nodes[FEW..]).await;
     for node in nodes.iter() {
         node.assert_attached();

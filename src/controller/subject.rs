@@ -16,8 +16,9 @@ use crate::{
     requests::{Refused, Subject},
 };
 
-/// The first list of connectors may still be on its way.
-const COMPARE_LIMIT: Duration = Duration::from_secs(10);
+/// The first list of connectors may still be on its way, and an API server that has all agents of a
+/// cluster start at once takes its time: nothing is said of it before a call may take no longer.
+const COMPARE_LIMIT: Duration = Duration::from_secs(30);
 
 /// A `VolumeAttachRequest` of the cluster, at one generation.
 #[derive(Debug, Clone)]
