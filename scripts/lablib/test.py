@@ -27,6 +27,10 @@ from lablib.state import PROJECT_DIR, PROJECT_ID, Lab
 _DENY_VERSION = "0.18.9"
 _LAB = os.environ.get("ATTACHD_LAB_NAME", "test")
 
+_SCALE = "cluster_scale"
+# What takes about a minute; docs/performance.md has the full size.
+_SCALE_SIZES = {"ATTACHD_TEST_NODES": "20", "ATTACHD_TEST_REQUESTS": "20"}
+
 
 @dataclasses.dataclass
 class Tally:
@@ -177,10 +181,15 @@ def real_lio(only: str | None = None, binary: Path | None = None) -> Tally:
 
 
 def real_kube(only: str | None = None, binary: Path | None = None) -> Tally:
-    """The custom resources and attachd against a real Kubernetes API server: tests/lab/kube."""
+    """The custom resources and attachd against a real Kubernetes API server: tests/lab/kube, tests/cluster_scale.rs."""
     lab = _lab(nodes=2)
     kubernetes.start(lab, controller_manager=True)
-    return _on_the_bench(ClusterBench(lab, lambda: binary or build()), "tests/lab/kube", only)
+    tally = _on_the_bench(ClusterBench(lab, lambda: binary or build()), "tests/lab/kube", only)
+    if only is None or only in _SCALE:
+        sizes = {name: os.environ.get(name, size) for name, size in _SCALE_SIZES.items()}
+        env = {"ATTACHD_TEST_KUBECONFIG": str(kubernetes.admin_kubeconfig(lab)), **sizes}
+        _cargo_tests(tally, ["--test", _SCALE, "--", "--ignored", "--nocapture"], env)
+    return tally
 
 
 def _on_the_bench(bench: cases.Bench, directory: str, only: str | None) -> Tally:

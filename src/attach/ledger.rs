@@ -372,6 +372,15 @@ impl Ledger {
         Ok(guard)
     }
 
+    /// Excludes every other attachd from serving the cluster's requests with this ledger.
+    ///
+    /// # Errors
+    /// Another does for longer than the limit.
+    pub async fn lock_cluster(&self) -> Result<Guard, LedgerError> {
+        let path = self.root.join("locks").join("cluster");
+        self.locks.acquire(path, "serving the cluster's requests".to_owned()).await
+    }
+
     /// Excludes every other attachd from these targets, one by one in their order, so that two can't
     /// wait for each other.
     ///

@@ -35,6 +35,7 @@ pub use inventory::{Chain, Inventory, OtherSession, PathChain};
 pub use ledger::{
     FormatProgress, Ledger, LedgerError, Origin, OwnedTargets, Ownership, Record, Reservation,
 };
+pub use lock::Guard;
 pub use outcome::{Attached, Outcome, PathStatus};
 pub use plan::{Awaited, Next, Plan, plan};
 pub use refusal::Refusal;

@@ -5,8 +5,9 @@ use k8s_openapi::{
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
-    Api, Client, Resource,
+    Api, Client, Resource, ResourceExt as _,
     api::{ApiResource, DynamicObject, Patch, PatchParams},
+    core::DeserializeGuard,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use serde_json::{Value, json};
@@ -14,13 +15,16 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{FINALIZER, MANAGER};
 use crate::{
-    crd::{NodeConnector, VolumeAttachRequest},
+    crd::{NodeConnector, NodeConnectorStatus, VolumeAttachRequest},
     model::Retry,
     requests::Refused,
 };
 
 /// Reads and writes are small; a server that takes longer is away.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
+
+/// How often a finalizer is tried to be taken off before there is a pause.
+const LOOKS: u32 = 3;
 
 /// Whether this node's initiator name is its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,7 +107,9 @@ impl Cluster {
     /// Lets a request go. Whoever else wrote the finalizer, it is taken away.
     pub(super) async fn let_go(&self, request: &Identity) -> Result<(), Refused> {
         let what = "let the request go";
+        let mut looks = 0;
         loop {
+            looks += 1;
             let there = call(what, self.requests.get_metadata_opt(&request.name)).await?;
             let Some(metadata) = there.map(|found| found.metadata) else { return Ok(()) };
             let same = metadata.uid.as_deref() == Some(&request.uid);
@@ -122,8 +128,10 @@ impl Cluster {
                 PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
             let patch = Patch::<Value>::Json(patch);
             match timeout(CALL_LIMIT, self.requests.patch(&request.name, &params, &patch)).await {
-                // Somebody changed the list meanwhile: a look at what it is now.
-                Ok(Err(kube::Error::Api(status))) if matches!(status.code, 409 | 422) => {}
+                // Somebody may have changed the list meanwhile: a look at what it is now. An admission
+                // policy answers the same, again and again.
+                Ok(Err(kube::Error::Api(status)))
+                    if matches!(status.code, 409 | 422) && looks < LOOKS => {}
                 result => return finish(what, result).map(drop),
             }
         }
@@ -191,12 +199,21 @@ impl Cluster {
         Ok(found.and_then(|found| found.metadata.uid))
     }
 
-    /// Writes this node's `NodeConnector`, owned by the Node.
+    /// The status of this node's `NodeConnector`, where there is one that belongs to this Node.
     pub(super) async fn connector(
         &self,
         node_uid: &str,
-        status: &impl serde::Serialize,
-    ) -> Result<(), Refused> {
+    ) -> Result<Option<NodeConnectorStatus>, Refused> {
+        let connectors: Api<DeserializeGuard<NodeConnector>> = Api::all(self.client());
+        let what = "look at the NodeConnector";
+        let found = call(what, connectors.get_opt(&self.node_name)).await?;
+        let owned = found
+            .filter(|found| found.owner_references().iter().any(|owner| owner.uid == node_uid));
+        Ok(owned.and_then(|found| found.0.ok()?.status))
+    }
+
+    /// Makes this node's `NodeConnector`, owned by the Node.
+    pub(super) async fn make_connector(&self, node_uid: &str) -> Result<(), Refused> {
         let owner =
             json!({"apiVersion": "v1", "kind": "Node", "name": self.node_name, "uid": node_uid});
         let body = json!({
@@ -205,19 +222,25 @@ impl Cluster {
             "spec": {},
         });
         let params = PatchParams::apply(MANAGER).force();
-        let name = &self.node_name;
-        call("write the NodeConnector", self.connectors.patch(name, &params, &Patch::Apply(body)))
-            .await?;
+        let (name, body) = (&self.node_name, Patch::Apply(body));
+        call("write the NodeConnector", self.connectors.patch(name, &params, &body)).await?;
+        Ok(())
+    }
+
+    /// Writes the status of this node's `NodeConnector`.
+    pub(super) async fn connector_status(
+        &self,
+        status: &NodeConnectorStatus,
+    ) -> Result<(), Refused> {
         let body = json!({
             "apiVersion": NodeConnector::api_version(&()), "kind": NodeConnector::kind(&()),
-            "metadata": {"name": name},
+            "metadata": {"name": self.node_name},
             "status": status,
         });
-        call(
-            "write the NodeConnector's status",
-            self.connectors.patch_status(name, &params, &Patch::Apply(body)),
-        )
-        .await?;
+        let params = PatchParams::apply(MANAGER).force();
+        let (name, body) = (&self.node_name, Patch::Apply(body));
+        let what = "write the NodeConnector's status";
+        call(what, self.connectors.patch_status(name, &params, &body)).await?;
         Ok(())
     }
 }

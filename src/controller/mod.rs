@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use crate::{
-    attach::{Engine, Origin},
+    attach::{Engine, Guard, Origin},
     cinder::BlockStorage,
     crd::VolumeAttachRequest,
     health::Vitals,
@@ -44,6 +44,9 @@ pub const CHECK: &str = "kubernetes";
 
 /// How often an API server is asked whether it is back.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// After this, readiness tells that the agent waits for another one.
+const WAITING: Duration = Duration::from_secs(1);
 
 /// Who writes, as managed fields and events show it.
 pub const MANAGER: &str = "attachd";
@@ -91,6 +94,7 @@ impl<H: Host + 'static, C: BlockStorage + 'static> Controller<H, C> {
     /// Serves until asked to stop; then waits for the steps under way. What is attached stays so. An
     /// API server that is away is waited for.
     pub async fn serve(mut self, stop: watch::Receiver<bool>) {
+        let Some(_alone) = self.alone(stop.clone()).await else { return };
         let connectors = NodeConnectors::new(Arc::clone(&self.engine), Arc::clone(&self.cluster));
         let connectors = tokio::spawn(connectors.serve(stop.clone()));
         self.watch(stop).await;
@@ -99,11 +103,42 @@ impl<H: Host + 'static, C: BlockStorage + 'static> Controller<H, C> {
         drop(connectors.await);
     }
 
+    /// Waits until no other agent serves the cluster with this ledger. Where a node's agent is replaced,
+    /// the old one may still have work: what it knows of a request gets old, and might be meant for one
+    /// of the same name that the new agent has attached since.
+    async fn alone(&self, mut stop: watch::Receiver<bool>) -> Option<Guard> {
+        let locked = async {
+            loop {
+                match self.engine.ledger().lock_cluster().await {
+                    Ok(guard) => return guard,
+                    Err(error) => {
+                        self.vitals.readiness.set(CHECK, Err(api::chain(&error)));
+                        sleep(ASK_AGAIN).await;
+                    }
+                }
+            }
+        };
+        let waiting = async {
+            sleep(WAITING).await;
+            let why =
+                "another attachd of this node serves the cluster's requests: waiting for its end";
+            self.vitals.readiness.set(CHECK, Err(why.to_owned()));
+            loop {
+                self.vitals.heartbeat.beat();
+                sleep(BEAT).await;
+            }
+        };
+        tokio::select! {
+            () = stopped(&mut stop) => None,
+            guard = locked => Some(guard),
+            () = waiting => None,
+        }
+    }
+
     async fn watch(&mut self, mut stop: watch::Receiver<bool>) {
         let requests: Api<Seen> = Api::all(self.cluster.client());
-        let own =
-            watcher::Config::default().fields(&format!("spec.nodeName={}", self.config.node_name));
-        let mut events = watcher(requests, own).default_backoff().boxed();
+        let own = format!("spec.nodeName={}", self.config.node_name);
+        let mut events = watcher(requests, selected(&own)).default_backoff().boxed();
         let mut listed = BTreeSet::new();
         // A watch that goes on after an error says nothing until something changes.
         let mut pause = BEAT;
@@ -149,10 +184,13 @@ impl<H: Host + 'static, C: BlockStorage + 'static> Controller<H, C> {
         let subject = ClusterRequest::new(&self.cluster, &request, known.as_ref());
         if request.meta().deletion_timestamp.is_some() {
             // Without it, somebody took it off to have the object go without a detach.
-            let wanted =
-                if subject.is_held() { Wanted::Detached { subject } } else { Wanted::Kept };
+            let held = subject::is_held(&request);
+            let wanted = if held { Wanted::Detached { subject } } else { Wanted::Kept };
             self.workers.want(&name, wanted);
             return;
+        }
+        if subject.lost_hold(&request) {
+            self.workers.written_over(&name);
         }
         let spec = match request.0 {
             Ok(request) => request
@@ -204,6 +242,13 @@ impl<H: Host + 'static, C: BlockStorage + 'static> Controller<H, C> {
             }
         }
     }
+}
+
+/// What is watched, out of all there is. Few are selected: one page holds them, and pages of a list
+/// are no matter for the API server's cache before Kubernetes 1.34, so that each agent's list would
+/// have it read all there is from etcd.
+fn selected(fields: &str) -> watcher::Config {
+    watcher::Config { page_size: None, ..watcher::Config::default().fields(fields) }
 }
 
 fn invalid(error: &dyn std::error::Error) -> Refused {

@@ -14,7 +14,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     api::{self, Cluster, Uniqueness},
-    stopped,
+    selected, stopped,
 };
 use crate::{
     attach::Engine,
@@ -102,8 +102,8 @@ impl<H: Host, C: BlockStorage> NodeConnectors<H, C> {
     /// All with that name, this node's own among them; the server leaves out the others.
     fn with_name(&self, name: &Iqn) -> Events {
         let connectors: Api<Seen> = Api::all(self.cluster.client());
-        let same = watcher::Config::default().fields(&format!("status.initiator={name}"));
-        watcher(connectors, same).default_backoff().boxed()
+        let same = format!("status.initiator={name}");
+        watcher(connectors, selected(&same)).default_backoff().boxed()
     }
 
     fn seen(&mut self, event: watcher::Event<Seen>) {
@@ -147,23 +147,29 @@ impl<H: Host, C: BlockStorage> NodeConnectors<H, C> {
     }
 
     async fn write(&mut self, facts: &Result<NodeFacts, HostError>) -> Result<(), Refused> {
+        if self.written.is_none() {
+            let Some(uid) = self.cluster.node_uid().await? else {
+                return Err(Refused {
+                    reason: "NodeNotFound",
+                    message: format!(
+                        "there is no Node {:?}: its NodeConnector is written when there is",
+                        self.cluster.node_name()
+                    ),
+                    retry: Retry::Backoff,
+                });
+            };
+            // An agent that is started again goes on from what the last one wrote.
+            self.written = self.cluster.connector(&uid).await?;
+            if self.written.is_none() {
+                self.cluster.make_connector(&uid).await?;
+            }
+        }
         let uniqueness = self.cluster.uniqueness().borrow().clone();
         let status = status(facts, &uniqueness, self.written.as_ref(), Timestamp::now());
-        if self.written.as_ref() == Some(&status) {
-            return Ok(());
+        if self.written.as_ref() != Some(&status) {
+            self.cluster.connector_status(&status).await?;
+            self.written = Some(status);
         }
-        let Some(uid) = self.cluster.node_uid().await? else {
-            return Err(Refused {
-                reason: "NodeNotFound",
-                message: format!(
-                    "there is no Node {:?}: its NodeConnector is written when there is",
-                    self.cluster.node_name()
-                ),
-                retry: Retry::Backoff,
-            });
-        };
-        self.cluster.connector(&uid, &status).await?;
-        self.written = Some(status);
         Ok(())
     }
 }
@@ -223,12 +229,23 @@ fn status(
             );
             condition("InitiatorNameUnique", "False", "DuplicateInitiatorName", message)
         }
-        Uniqueness::NotCompared => condition(
-            "InitiatorNameUnique",
-            "Unknown",
-            "NodeConnectorPending",
-            text("the other nodes' names have not been looked at yet"),
-        ),
+        Uniqueness::NotCompared => {
+            // What was found of this name before holds until it is compared again.
+            let name = facts.connector.initiator.as_str();
+            let known = previous
+                .filter(|previous| previous.initiator.as_deref() == Some(name))
+                .and_then(|previous| {
+                    previous.conditions.iter().find(|known| known.type_ == "InitiatorNameUnique")
+                });
+            known.cloned().unwrap_or_else(|| {
+                condition(
+                    "InitiatorNameUnique",
+                    "Unknown",
+                    "NodeConnectorPending",
+                    text("the other nodes' names have not been looked at yet"),
+                )
+            })
+        }
     };
     let iscsid = if facts.iscsid {
         condition("IscsidRunning", "True", "Running", text("iscsid answers"))

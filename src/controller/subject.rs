@@ -1,4 +1,4 @@
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
 use kube::{Resource as _, ResourceExt as _, runtime::events::EventType};
@@ -16,8 +16,9 @@ use crate::{
     requests::{Refused, Subject},
 };
 
-/// The first list of connectors may still be on its way.
-const COMPARE_LIMIT: Duration = Duration::from_secs(10);
+/// The first list of connectors may still be on its way, and an API server that has all agents of a
+/// cluster start at once takes its time: nothing is said of it before a call may take no longer.
+const COMPARE_LIMIT: Duration = Duration::from_secs(30);
 
 /// A `VolumeAttachRequest` of the cluster, at one generation.
 #[derive(Debug, Clone)]
@@ -26,10 +27,16 @@ pub(super) struct ClusterRequest {
     identity: Identity,
     generation: Option<i64>,
     deleting: bool,
-    /// Whether the finalizer is there.
+    /// Shared by all generations.
+    written: Arc<Mutex<Written>>,
+}
+
+/// What the API server has of a request. The watch may be behind what this agent wrote.
+#[derive(Debug)]
+struct Written {
+    /// The finalizer.
     held: bool,
-    /// The status that the API server has; shared by all generations.
-    told: Arc<Mutex<Option<VolumeAttachRequestStatus>>>,
+    status: Option<VolumeAttachRequestStatus>,
 }
 
 impl PartialEq for ClusterRequest {
@@ -45,40 +52,38 @@ impl ClusterRequest {
         let identity =
             Identity { name: request.name_any(), uid: request.uid().unwrap_or_default() };
         let known = known.filter(|known| known.identity == identity);
-        // The watch may be behind what this agent wrote.
-        let status = || {
+        let written = || {
             let status = request.0.as_ref().ok().and_then(|request| request.status.clone());
-            Arc::new(Mutex::new(status))
+            Arc::new(Mutex::new(Written { held: is_held(request), status }))
         };
-        // The watch may be behind what this agent wrote.
-        let told = known.map_or_else(status, |known| Arc::clone(&known.told));
         Self {
             cluster: Arc::clone(cluster),
             identity,
             generation: request.meta().generation,
             deleting: request.meta().deletion_timestamp.is_some(),
-            held: request.finalizers().iter().any(|name| name == FINALIZER),
-            told,
+            written: known.map_or_else(written, |known| Arc::clone(&known.written)),
         }
     }
 
-    pub(super) fn is_held(&self) -> bool {
-        self.held
+    /// The finalizer is not there, and this agent wrote it or saw it: somebody took it off. It is to be
+    /// written again.
+    pub(super) fn lost_hold(&self, request: &Seen) -> bool {
+        !is_held(request) && std::mem::take(&mut self.written().held)
     }
 
-    fn told(&self) -> Option<VolumeAttachRequestStatus> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn tell(&self, standing: Standing<'_>) -> Result<(), Refused> {
-        let before = self.told();
+        let before = self.written().status.clone();
         let status =
             projection::status(standing, self.generation, before.as_ref(), Timestamp::now());
         if before.as_ref() == Some(&status) {
             return Ok(());
         }
         self.cluster.status(&self.identity, &status).await?;
-        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(status.clone());
+        self.written().status = Some(status.clone());
         self.announce(before.as_ref(), &status).await;
         Ok(())
     }
@@ -111,6 +116,11 @@ impl ClusterRequest {
     }
 }
 
+/// Whether the finalizer is there.
+pub(super) fn is_held(request: &Seen) -> bool {
+    request.finalizers().iter().any(|name| name == FINALIZER)
+}
+
 fn ready(status: &VolumeAttachRequestStatus) -> Option<&Condition> {
     status.conditions.iter().find(|condition| condition.type_ == "Ready")
 }
@@ -125,10 +135,15 @@ impl Subject for ClusterRequest {
         if record.is_none() {
             self.own_name().await?;
         }
-        if !self.held {
+        let (held, told) = {
+            let written = self.written();
+            (written.held, written.status.is_some())
+        };
+        if !held {
             self.cluster.hold(&self.identity).await?;
+            self.written().held = true;
         }
-        if self.told().is_none() {
+        if !told {
             self.tell(Standing::Begun).await?;
         }
         Ok(())

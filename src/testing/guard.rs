@@ -1,12 +1,49 @@
 //! The invariants, at the moment of each operation.
 
+use uuid::Uuid;
+
 use super::{
     Content, World,
     kernel::{Maker, SimDisk, SimMap},
 };
-use crate::model::{AttachmentId, DeviceName, Target, VolumeId};
+use crate::{
+    host::HostOp,
+    model::{AttachmentId, DeviceName, Target, VolumeId},
+};
 
 impl World {
+    /// The volume that an operation reaches; none (all zeros) where it reaches none.
+    pub(super) fn touched(&self, op: &HostOp) -> VolumeId {
+        let behind = |device: &DeviceName| {
+            let number = self.kernel.number(device)?;
+            self.kernel.behind(number, &self.storage)
+        };
+        let volume = match op {
+            HostOp::Format { device, .. }
+            | HostOp::CheckFilesystem { device, .. }
+            | HostOp::Mount { device, .. } => behind(device),
+            HostOp::SetReadOnly { devices } => devices.first().and_then(behind),
+            HostOp::Unmount { target } => {
+                let mount = self.kernel.mounts.iter().rfind(|mount| &mount.target == target);
+                mount.and_then(|mount| mount.volume)
+            }
+            HostOp::RemoveMap { wwid, .. } => {
+                self.kernel.maps.iter().find(|map| &map.wwid == wwid).map(|map| map.volume)
+            }
+            HostOp::DeleteDevices { devices } => devices.first().and_then(|(hctl, _)| {
+                self.kernel.disks.iter().find(|disk| disk.hctl == *hctl).map(|disk| disk.seen)
+            }),
+            HostOp::WriteNodeRecords { .. }
+            | HostOp::Login { .. }
+            | HostOp::ScanLuns { .. }
+            | HostOp::Rescan { .. }
+            | HostOp::AddMap { .. }
+            | HostOp::RemoveDirectory { .. }
+            | HostOp::Logout { .. } => None,
+        };
+        volume.unwrap_or_else(|| Uuid::nil().into())
+    }
+
     /// Writing, or what may write: only to the volume that was asked for.
     pub(super) fn guard_use(&mut self, volume: VolumeId, behind: VolumeId, what: &str) {
         if behind != volume {

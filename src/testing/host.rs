@@ -11,11 +11,12 @@ use crate::{
     model::{Chap, Contents, DeviceName, HostState, Portal, Target, VolumeId},
 };
 
-/// The simulated node, for an engine that works for one volume: the guard must know for which.
+/// The simulated node, for an engine that works for one volume, so that the guard knows for which, or
+/// for a daemon, which works for all of the node's.
 #[derive(Debug, Clone)]
 pub struct SimHost {
     pub(super) world: SimWorld,
-    pub(super) volume: VolumeId,
+    pub(super) volume: Option<VolumeId>,
 }
 
 impl Host for SimHost {
@@ -90,8 +91,9 @@ impl Host for SimHost {
     }
 
     async fn apply(&self, op: &HostOp) -> Result<Applied, HostError> {
-        let name = format!("[{}] {op:?}", &self.volume.to_string()[..4]);
-        self.world.operate(name, |world, fault| world.apply(self.volume, op, fault), failure).await
+        let volume = self.volume.unwrap_or_else(|| self.world.state().touched(op));
+        let name = format!("[{}] {op:?}", &volume.to_string()[..4]);
+        self.world.operate(name, |world, fault| world.apply(volume, op, fault), failure).await
     }
 }
 

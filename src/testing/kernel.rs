@@ -204,17 +204,15 @@ impl Kernel {
             self.disks.iter().all(|disk| disk.number != number)
                 && self.mounts.iter().all(|mount| mount.number != number)
         };
-        let index = (0..26).find(free).unwrap_or(25);
-        let letter = char::from_u32(u32::from(b'a') + index).unwrap_or('z');
-        (name(&format!("sd{letter}")), number(index))
+        let index = (0..u32::MAX).find(free).unwrap_or_default();
+        (name(&format!("sd{}", letters(index))), number(index))
     }
 
     pub(super) fn new_map_name(&self) -> (String, DeviceName, DeviceNumber) {
         let number = |index: u32| DeviceNumber { major: 253, minor: index };
         let free = |index: &u32| self.maps.iter().all(|map| map.number != number(*index));
-        let index = (0..26).find(free).unwrap_or(25);
-        let letter = char::from_u32(u32::from(b'a') + index).unwrap_or('z');
-        (format!("mpath{letter}"), name(&format!("dm-{index}")), number(index))
+        let index = (0..u32::MAX).find(free).unwrap_or_default();
+        (format!("mpath{}", letters(index)), name(&format!("dm-{index}")), number(index))
     }
 
     /// Sessions fail and recover with their targets.
@@ -358,6 +356,15 @@ fn shown_mount(mount: &SimMount) -> MountEntry {
         target: mount.target.clone(),
         fs_type: mount.fs_type.clone(),
         read_only: mount.read_only,
+    }
+}
+
+/// a … z, aa … zz, aaa …: as the kernel counts its disks.
+fn letters(index: u32) -> String {
+    let last = char::from_u32(u32::from(b'a') + index % 26).unwrap_or('z');
+    match index / 26 {
+        0 => last.to_string(),
+        before => format!("{}{last}", letters(before - 1)),
     }
 }
 

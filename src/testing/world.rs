@@ -100,7 +100,13 @@ impl SimWorld {
 
     /// The host as the engine sees it, while it works for one volume.
     pub fn host(&self, volume: VolumeId) -> SimHost {
-        SimHost { world: self.clone(), volume }
+        SimHost { world: self.clone(), volume: Some(volume) }
+    }
+
+    /// The host as a daemon's engine sees it, which works for many volumes: the guard takes it that
+    /// the volume that an operation reaches is the one that is meant.
+    pub fn host_of_all(&self) -> SimHost {
+        SimHost { world: self.clone(), volume: None }
     }
 
     /// Cinder as the engine sees it.

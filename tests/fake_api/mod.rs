@@ -1,0 +1,242 @@
+//! An API server in memory, as far as an agent uses one, that a test can make do what real ones do rarely.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes, to_bytes},
+    extract::{Request, State},
+    http::{Method, StatusCode},
+    response::{IntoResponse as _, Response},
+};
+use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
+use kube::Client;
+use serde_json::{Value, json};
+
+pub const FINALIZER: &str = "attachd.dev/detach";
+const REQUESTS: &str = "/apis/attachd.dev/v1alpha1/volumeattachrequests";
+const CONNECTORS: &str = "/apis/attachd.dev/v1alpha1/nodeconnectors";
+
+type Lines = UnboundedSender<Result<Bytes, std::io::Error>>;
+
+/// Clones share it.
+#[derive(Clone, Default)]
+pub struct FakeApi(Arc<Mutex<Objects>>);
+
+#[derive(Default)]
+struct Objects {
+    version: u64,
+    requests: BTreeMap<String, Value>,
+    connector: Option<Value>,
+    watches: Vec<Lines>,
+    connector_watches: Vec<Lines>,
+    calls: Vec<String>,
+    /// Calls that are refused: what they contain, and how.
+    refused: Option<(String, u16)>,
+}
+
+impl FakeApi {
+    pub fn client(&self) -> Client {
+        Client::new(Router::new().fallback(answer).with_state(self.clone()), "default")
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Objects> {
+        self.0.lock().unwrap()
+    }
+
+    pub fn create(&self, name: &str, uid: &str, spec: &Value) {
+        let mut objects = self.lock();
+        let metadata = json!({"name": name, "uid": uid, "generation": 1});
+        let request = json!({
+            "apiVersion": "attachd.dev/v1alpha1", "kind": "VolumeAttachRequest",
+            "metadata": metadata, "spec": spec,
+        });
+        objects.put(name, request, "ADDED");
+    }
+
+    pub fn request(&self, name: &str) -> Option<Value> {
+        self.lock().requests.get(name).cloned()
+    }
+
+    /// The word of a request's condition Ready.
+    pub fn ready(&self, name: &str) -> Option<String> {
+        let request = self.request(name)?;
+        let conditions = request["status"]["conditions"].as_array()?.clone();
+        let ready = conditions.into_iter().find(|condition| condition["type"] == "Ready")?;
+        Some(ready["reason"].as_str()?.to_owned())
+    }
+
+    pub fn change(&self, name: &str, change: impl FnOnce(&mut Value)) {
+        let mut objects = self.lock();
+        let mut request = objects.requests[name].clone();
+        change(&mut request);
+        objects.put(name, request, "MODIFIED");
+    }
+
+    pub fn delete(&self, name: &str) {
+        self.change(name, |request| {
+            request["metadata"]["deletionTimestamp"] = json!("2026-11-22T08:00:00Z");
+        });
+    }
+
+    /// It is gone, and nobody is told: the watches were cut meanwhile, and what they missed is no more
+    /// to be had.
+    pub fn lose_while_away(&self, name: &str) {
+        let mut objects = self.lock();
+        objects.requests.remove(name);
+        objects.version += 1;
+        let gone = json!({"type": "ERROR", "object": {
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "message": "too old resource version", "reason": "Expired", "code": 410}});
+        objects.tell(&gone);
+        objects.watches.clear();
+    }
+
+    /// A change that a watch tells late, or again.
+    pub fn tell(&self, event: &str, request: &Value) {
+        self.lock().tell(&json!({"type": event, "object": request}));
+    }
+
+    /// Refuses calls such as "PATCH …/volumeattachrequests/db".
+    pub fn refuse(&self, call: &str, status: u16) {
+        self.lock().refused = Some((call.to_owned(), status));
+    }
+
+    pub fn accept(&self) {
+        self.lock().refused = None;
+    }
+
+    /// How many calls contained this.
+    pub fn calls(&self, text: &str) -> usize {
+        self.lock().calls.iter().filter(|call| call.contains(text)).count()
+    }
+
+    /// Calls that write, whatever they wrote.
+    pub fn writes(&self) -> usize {
+        self.lock().calls.iter().filter(|call| !call.starts_with("GET ")).count()
+    }
+}
+
+impl Objects {
+    fn put(&mut self, name: &str, mut object: Value, event: &str) {
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        let metadata = &object["metadata"];
+        let held = metadata["finalizers"].as_array().is_some_and(|all| !all.is_empty());
+        if metadata["deletionTimestamp"].is_string() && !held {
+            self.requests.remove(name);
+            self.tell(&json!({"type": "DELETED", "object": object}));
+        } else {
+            self.requests.insert(name.to_owned(), object.clone());
+            self.tell(&json!({"type": event, "object": object}));
+        }
+    }
+
+    fn tell(&self, event: &Value) {
+        for watch in &self.watches {
+            let _ = watch.unbounded_send(Ok(format!("{event}\n").into()));
+        }
+    }
+
+    fn patch(&mut self, name: &str, status: bool, patch: &Value) -> Result<Value, u16> {
+        let Some(mut object) = self.requests.get(name).cloned() else {
+            return Err(if patch["metadata"]["uid"].is_string() { 409 } else { 404 });
+        };
+        if patch.is_array() {
+            let uid = &patch[0]["value"];
+            if *uid != object["metadata"]["uid"] {
+                return Err(422);
+            }
+            let finalizers = object["metadata"]["finalizers"].as_array_mut().ok_or(422_u16)?;
+            finalizers.retain(|name| name != FINALIZER);
+        } else if patch["metadata"]["uid"] != object["metadata"]["uid"] {
+            return Err(409);
+        } else if status {
+            object["status"] = patch["status"].clone();
+        } else {
+            object["metadata"]["finalizers"] = patch["metadata"]["finalizers"].clone();
+        }
+        if object != self.requests[name] {
+            self.put(name, object.clone(), "MODIFIED");
+        }
+        Ok(object)
+    }
+}
+
+async fn answer(State(api): State<FakeApi>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let (path, query) = (parts.uri.path().to_owned(), parts.uri.query().unwrap_or_default());
+    let body = to_bytes(body, usize::MAX).await.unwrap();
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let watch = query.contains("watch=true");
+    let mut objects = api.lock();
+    let call = format!("{} {path}{}", parts.method, if watch { "?watch" } else { "" });
+    objects.calls.push(call.clone());
+    if let Some((refused, status)) = &objects.refused
+        && call.ends_with(refused)
+    {
+        return failure(*status);
+    }
+    let name = path.trim_start_matches(REQUESTS).trim_start_matches('/').to_owned();
+    let found = match (&parts.method, path.as_str()) {
+        (&Method::GET, REQUESTS) if watch => return stream(&mut objects.watches),
+        (&Method::GET, CONNECTORS) if watch => return stream(&mut objects.connector_watches),
+        (&Method::GET, REQUESTS) => list(objects.version, objects.requests.values()),
+        (&Method::GET, CONNECTORS) => list(objects.version, objects.connector.iter()),
+        (&Method::GET, path) if path.starts_with(REQUESTS) => match objects.requests.get(&name) {
+            Some(request) => request.clone(),
+            None => return failure(404),
+        },
+        (&Method::GET, path) if path.starts_with(CONNECTORS) => match &objects.connector {
+            Some(connector) => connector.clone(),
+            None => return failure(404),
+        },
+        (&Method::PATCH, path) if path.starts_with(CONNECTORS) => {
+            let mut connector = objects.connector.take().unwrap_or_else(|| body.clone());
+            connector["status"] = body["status"].clone();
+            objects.connector.insert(connector).clone()
+        }
+        (&Method::PATCH, _) => {
+            let (name, status) = match name.split_once('/') {
+                Some((name, _)) => (name, true),
+                None => (name.as_str(), false),
+            };
+            match objects.patch(name, status, &body) {
+                Ok(object) => object,
+                Err(status) => return failure(status),
+            }
+        }
+        // Nodes, definitions, the version; events are given back.
+        (&Method::GET, _) => json!({"apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": "any", "uid": "of-any"}, "major": "1", "minor": "36",
+            "gitVersion": "", "gitCommit": "", "gitTreeState": "", "buildDate": "",
+            "goVersion": "", "compiler": "", "platform": ""}),
+        _ => body,
+    };
+    found.to_string().into_response()
+}
+
+fn list<'a>(version: u64, items: impl Iterator<Item = &'a Value>) -> Value {
+    json!({"apiVersion": "attachd.dev/v1alpha1", "kind": "List",
+        "metadata": {"resourceVersion": version.to_string()}, "items": items.collect::<Vec<_>>()})
+}
+
+fn stream(watches: &mut Vec<Lines>) -> Response {
+    let (sender, receiver): (_, UnboundedReceiver<Result<Bytes, std::io::Error>>) = unbounded();
+    watches.push(sender);
+    Body::from_stream(receiver).into_response()
+}
+
+fn failure(code: u16) -> Response {
+    let reason = match code {
+        404 => "NotFound",
+        409 => "Conflict",
+        _ => "Invalid",
+    };
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": "refused by the test", "reason": reason, "code": code});
+    (StatusCode::from_u16(code).unwrap(), status.to_string()).into_response()
+}
