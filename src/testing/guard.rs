@@ -38,6 +38,7 @@ impl World {
             | HostOp::ScanLuns { .. }
             | HostOp::Rescan { .. }
             | HostOp::AddMap { .. }
+            | HostOp::ForgetMap { .. }
             | HostOp::RemoveDirectory { .. }
             | HostOp::Logout { .. } => None,
         };
