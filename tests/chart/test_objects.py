@@ -24,7 +24,7 @@ _SERIES = {"histogram": ("_bucket", "_sum", "_count"), "gauge": ("",), "counter"
 CLUSTER_RULES = {
     ("attachd.dev", "volumeattachrequests"): "get list patch watch",
     ("attachd.dev", "volumeattachrequests/status"): "patch",
-    ("attachd.dev", "nodeconnectors"): "create list patch watch",
+    ("attachd.dev", "nodeconnectors"): "create get list patch watch",
     ("attachd.dev", "nodeconnectors/status"): "patch",
     ("", "nodes"): "get",
     ("apiextensions.k8s.io", "customresourcedefinitions"): "get",
