@@ -5,8 +5,11 @@ mod simulation;
 
 use attachd::{
     attach::{Attached, Origin, Progress},
-    model::{AccessMode, AttachSpec, Lun, MultipathPolicy, Target, TargetPath, Usage, VolumeId},
-    testing::{Content, Fault, SimMap, Style, When, World},
+    model::{
+        AccessMode, AttachSpec, DeviceNumber, Lun, MultipathPolicy, Target, TargetPath, Usage,
+        VolumeId,
+    },
+    testing::{Content, Fault, Maker, SimMap, SimMount, Style, When, World},
 };
 use simulation::{End, Node, STYLES, guarded, mount_path};
 use tokio::sync::watch;
@@ -487,6 +490,27 @@ async fn a_disk_that_comes_late_is_waited_for() {
         node.detach(spec.volume).await.unwrap();
         node.assert_nothing_left();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn somebody_elses_mount_at_the_mount_path_is_refused_before_the_reservation() {
+    let mut node = Node::new(Style::TargetPerVolume);
+    let spec = node.spec(0);
+    let foreign = SimMount {
+        number: DeviceNumber { major: 254, minor: 16 },
+        source: "/dev/vdb".to_owned(),
+        target: spec.mount_path().unwrap().to_owned(),
+        fs_type: "ext4".to_owned(),
+        read_only: false,
+        volume: None,
+        maker: Maker::Other,
+    };
+    node.world.state().kernel.mounts.push(foreign);
+    let end = node.attach(&spec).await.unwrap_err();
+    assert_eq!(end.reason(), "MountPathUnusable");
+    assert!(node.world.state().cinder.attachments.is_empty(), "{}", node.journal());
+    node.world.state().kernel.mounts.clear();
+    node.assert_nothing_left();
 }
 
 #[tokio::test(start_paused = true)]
