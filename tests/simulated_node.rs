@@ -20,6 +20,14 @@ async fn run_attach(node: &Node, spec: &AttachSpec) -> Result<Attached, End> {
     guarded(&node.world, engine.attach(spec, &Origin::CommandLine, &|_| {}, &stop)).await
 }
 
+/// How many operations an attach takes where nothing goes wrong.
+async fn operations_of_an_attach(style: Style) -> usize {
+    let mut node = Node::new(style);
+    let spec = node.spec(0);
+    node.attach(&spec).await.unwrap();
+    node.world.operations()
+}
+
 async fn run_roll_back(node: &Node, spec: &AttachSpec) -> Result<Attached, End> {
     let (_keep, stop) = watch::channel(false);
     let engine = node.engine(spec.volume);
@@ -122,12 +130,7 @@ fn free_lost_reservation(node: &Node, index: usize) {
 #[tokio::test(start_paused = true)]
 async fn an_attach_that_is_cut_short_anywhere_goes_on_from_there() {
     for style in STYLES {
-        let total = {
-            let mut node = Node::new(style);
-            let spec = node.spec(0);
-            node.attach(&spec).await.unwrap();
-            node.world.operations()
-        };
+        let total = operations_of_an_attach(style).await;
         for index in 0..total {
             for fault in faults() {
                 let mut node = Node::new(style);
@@ -192,12 +195,7 @@ async fn a_detach_that_is_cut_short_anywhere_goes_on_from_there() {
 #[tokio::test(start_paused = true)]
 async fn a_detach_of_an_attach_that_was_cut_short_anywhere_leaves_nothing() {
     for style in STYLES {
-        let total = {
-            let mut node = Node::new(style);
-            let spec = node.spec(0);
-            node.attach(&spec).await.unwrap();
-            node.world.operations()
-        };
+        let total = operations_of_an_attach(style).await;
         for index in 0..total {
             for fault in faults() {
                 let mut node = Node::new(style);
@@ -222,12 +220,7 @@ async fn a_detach_of_an_attach_that_was_cut_short_anywhere_leaves_nothing() {
 #[tokio::test(start_paused = true)]
 async fn an_attach_that_fails_anywhere_is_taken_back() {
     for style in STYLES {
-        let total = {
-            let mut node = Node::new(style);
-            let spec = node.spec(0);
-            node.attach(&spec).await.unwrap();
-            node.world.operations()
-        };
+        let total = operations_of_an_attach(style).await;
         for index in 0..total {
             for fault in [Fault::Error(When::Before), Fault::Error(When::After), Fault::Partial] {
                 let mut node = Node::new(style);
