@@ -5,8 +5,11 @@ mod simulation;
 
 use attachd::{
     attach::{Attached, Origin, Progress},
-    model::{AccessMode, AttachSpec, Lun, MultipathPolicy, Target, TargetPath, Usage, VolumeId},
-    testing::{Content, Fault, SimMap, Style, When, World},
+    model::{
+        AccessMode, AttachSpec, DeviceNumber, Lun, MultipathPolicy, Target, TargetPath, Usage,
+        VolumeId,
+    },
+    testing::{Content, Fault, Maker, SimMap, SimMount, Style, When, World},
 };
 use simulation::{End, Node, STYLES, guarded, mount_path};
 use tokio::sync::watch;
@@ -15,6 +18,14 @@ async fn run_attach(node: &Node, spec: &AttachSpec) -> Result<Attached, End> {
     let (_keep, stop) = watch::channel(false);
     let engine = node.engine(spec.volume);
     guarded(&node.world, engine.attach(spec, &Origin::CommandLine, &|_| {}, &stop)).await
+}
+
+/// How many operations an attach takes where nothing goes wrong.
+async fn operations_of_an_attach(style: Style) -> usize {
+    let mut node = Node::new(style);
+    let spec = node.spec(0);
+    node.attach(&spec).await.unwrap();
+    node.world.operations()
 }
 
 async fn run_roll_back(node: &Node, spec: &AttachSpec) -> Result<Attached, End> {
@@ -119,12 +130,7 @@ fn free_lost_reservation(node: &Node, index: usize) {
 #[tokio::test(start_paused = true)]
 async fn an_attach_that_is_cut_short_anywhere_goes_on_from_there() {
     for style in STYLES {
-        let total = {
-            let mut node = Node::new(style);
-            let spec = node.spec(0);
-            node.attach(&spec).await.unwrap();
-            node.world.operations()
-        };
+        let total = operations_of_an_attach(style).await;
         for index in 0..total {
             for fault in faults() {
                 let mut node = Node::new(style);
@@ -189,12 +195,7 @@ async fn a_detach_that_is_cut_short_anywhere_goes_on_from_there() {
 #[tokio::test(start_paused = true)]
 async fn a_detach_of_an_attach_that_was_cut_short_anywhere_leaves_nothing() {
     for style in STYLES {
-        let total = {
-            let mut node = Node::new(style);
-            let spec = node.spec(0);
-            node.attach(&spec).await.unwrap();
-            node.world.operations()
-        };
+        let total = operations_of_an_attach(style).await;
         for index in 0..total {
             for fault in faults() {
                 let mut node = Node::new(style);
@@ -219,12 +220,7 @@ async fn a_detach_of_an_attach_that_was_cut_short_anywhere_leaves_nothing() {
 #[tokio::test(start_paused = true)]
 async fn an_attach_that_fails_anywhere_is_taken_back() {
     for style in STYLES {
-        let total = {
-            let mut node = Node::new(style);
-            let spec = node.spec(0);
-            node.attach(&spec).await.unwrap();
-            node.world.operations()
-        };
+        let total = operations_of_an_attach(style).await;
         for index in 0..total {
             for fault in [Fault::Error(When::Before), Fault::Error(When::After), Fault::Partial] {
                 let mut node = Node::new(style);
@@ -487,6 +483,27 @@ async fn a_disk_that_comes_late_is_waited_for() {
         node.detach(spec.volume).await.unwrap();
         node.assert_nothing_left();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn somebody_elses_mount_at_the_mount_path_is_refused_before_the_reservation() {
+    let mut node = Node::new(Style::TargetPerVolume);
+    let spec = node.spec(0);
+    let foreign = SimMount {
+        number: DeviceNumber { major: 254, minor: 16 },
+        source: "/dev/vdb".to_owned(),
+        target: spec.mount_path().unwrap().to_owned(),
+        fs_type: "ext4".to_owned(),
+        read_only: false,
+        volume: None,
+        maker: Maker::Other,
+    };
+    node.world.state().kernel.mounts.push(foreign);
+    let end = node.attach(&spec).await.unwrap_err();
+    assert_eq!(end.reason(), "MountPathUnusable");
+    assert!(node.world.state().cinder.attachments.is_empty(), "{}", node.journal());
+    node.world.state().kernel.mounts.clear();
+    node.assert_nothing_left();
 }
 
 #[tokio::test(start_paused = true)]

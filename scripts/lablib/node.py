@@ -195,7 +195,8 @@ class Attachd:
     def path_states(self) -> dict[str, str]:
         """The kernel's and multipathd's word for each path, by the disk's name."""
         lines = self.shell("multipathd show paths raw format '%d %t %T %o'", timeout=30).splitlines()
-        return {name: f"{dm} {checker} {device}" for name, dm, checker, device in (line.split() for line in lines)}
+        # A state may be of two words: `i/o pending`.
+        return {name: " ".join(states) for name, *states in (line.split() for line in lines)}
 
     def wait_for_paths(self, active: int, failed: int, *, timeout: float = 120) -> None:
         """Wait until so many paths are active and so many failed."""

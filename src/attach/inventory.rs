@@ -110,9 +110,7 @@ fn chain(record: &Record, owned: &OwnedTargets, host: &HostState) -> Chain {
         .iter()
         .map(|path| {
             let session = host.session(&path.target);
-            let disk = session.and_then(|session| {
-                host.devices_of(session).find(|disk| disk.hctl.lun == path.lun.0)
-            });
+            let disk = host.disk_at(path);
             PathChain {
                 target: path.target.clone(),
                 lun: path.lun,

@@ -68,9 +68,7 @@ pub(super) fn attached(
         .iter()
         .map(|path| {
             let session = host.session(&path.target);
-            let disk = session.and_then(|session| {
-                host.devices_of(session).find(|disk| disk.hctl.lun == path.lun.0)
-            });
+            let disk = host.disk_at(path);
             let state = match (session, disk) {
                 (_, Some(disk)) if disk.state == crate::model::DeviceState::Running => {
                     "active".to_owned()

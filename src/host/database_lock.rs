@@ -96,13 +96,9 @@ fn flocked(file: File) -> Result<Flock<File>, Errno> {
 /// Removes a lock that a dead attachd left.
 fn remove_dead(link: &Path) {
     let Ok(file) = File::open(link) else { return };
-    let same = |file: &File| {
-        let (seen, there) = (file.metadata().ok(), fs::metadata(link).ok());
-        seen.zip(there).is_some_and(|(a, b)| (a.dev(), a.ino()) == (b.dev(), b.ino()))
-    };
     // Whoever else finds it dead must wait for this one, so that nobody takes a new lock away.
     if let Ok(file) = flocked(file)
-        && same(&file)
+        && inode(file.metadata()) == inode(fs::metadata(link))
     {
         tracing::warn!(path = %link.display(), "removing a lock that a killed attachd left behind");
         let _ = fs::remove_file(link);
@@ -114,8 +110,7 @@ fn remove_dead(link: &Path) {
 pub(crate) fn remove_stale(host_root: &Path) {
     let directory = host_root.join(LOCK_DIRECTORY);
     let link = directory.join(LOCK);
-    let inode = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
-    if inode(&link) != inode(&directory.join(FILE)) {
+    if inode(fs::metadata(&link)) != inode(fs::metadata(directory.join(FILE))) {
         return remove_dead(&link);
     }
     let is_old = |taken: &Duration| {
@@ -128,6 +123,11 @@ pub(crate) fn remove_stale(host_root: &Path) {
         tracing::warn!(path = %link.display(), "removing a lock that a killed iscsiadm left behind");
         let _ = fs::remove_file(link);
     }
+}
+
+/// What a name stands for; `None` where it stands for nothing.
+fn inode(metadata: io::Result<fs::Metadata>) -> Option<(u64, u64)> {
+    metadata.ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 /// When the lock was taken, since 1970.

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{DeviceName, DeviceNumber, Hctl, Iqn, Lun, Portal, Target, Wwid};
+use super::{DeviceName, DeviceNumber, Hctl, Iqn, Lun, Portal, Target, TargetPath, Wwid};
 
 /// An iSCSI session as sysfs shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -101,6 +101,14 @@ pub struct MultipathMap {
     pub holders: Vec<DeviceName>,
 }
 
+impl MultipathMap {
+    /// The disks below it that are none of these.
+    pub fn members_beside(&self, disks: &[&ScsiDevice]) -> Vec<DeviceName> {
+        let names = self.members.iter().map(|member| &member.device);
+        names.filter(|name| disks.iter().all(|disk| &disk.name != *name)).cloned().collect()
+    }
+}
+
 /// One disk of a map.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct MapMember {
@@ -175,6 +183,12 @@ impl HostState {
     /// All disks of a session.
     pub fn devices_of<'a>(&'a self, session: &'a Session) -> impl Iterator<Item = &'a ScsiDevice> {
         self.devices.iter().filter(move |d| d.hctl.host == session.host)
+    }
+
+    /// The disk that a path leads to.
+    pub fn disk_at(&self, path: &TargetPath) -> Option<&ScsiDevice> {
+        let session = self.session(&path.target)?;
+        self.devices_of(session).find(|disk| disk.hctl.lun == path.lun.0)
     }
 
     /// The LUNs of a session whose disks the kernel still has to make.

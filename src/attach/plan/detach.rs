@@ -177,12 +177,7 @@ impl<'a> Road<'a> {
     fn nobody_else(&self, disks: &[&ScsiDevice], maps: &[&MultipathMap]) -> Settled {
         let own_map = |holder: &DeviceName| maps.iter().any(|map| &map.device == holder);
         for map in maps {
-            let foreign: Vec<DeviceName> = map
-                .members
-                .iter()
-                .map(|member| member.device.clone())
-                .filter(|name| disks.iter().all(|disk| &disk.name != name))
-                .collect();
+            let foreign = map.members_beside(disks);
             if !foreign.is_empty() {
                 return refuse(Refusal::ForeignDiskInMap {
                     volume: self.record.spec.volume,

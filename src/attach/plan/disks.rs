@@ -37,9 +37,7 @@ impl<'a> Road<'a> {
     }
 
     fn disk_at(&self, path: &TargetPath) -> Option<&'a ScsiDevice> {
-        let host = &self.observed.host;
-        let session = host.session(&path.target)?;
-        host.devices_of(session).find(|disk| disk.hctl.lun == path.lun.0)
+        self.observed.host.disk_at(path)
     }
 
     fn is_nascent(&self, session: &Session, path: &TargetPath) -> bool {
@@ -160,12 +158,7 @@ impl<'a> Road<'a> {
         for disk in stale {
             if let Some(map) = self.observed.host.map_of(disk) {
                 self.nobody_uses(&map.name, map.number, &map.holders)?;
-                let foreign: Vec<DeviceName> = map
-                    .members
-                    .iter()
-                    .map(|member| member.device.clone())
-                    .filter(|name| stale.iter().all(|disk| &disk.name != name))
-                    .collect();
+                let foreign = map.members_beside(stale);
                 if !foreign.is_empty() {
                     return refuse(Refusal::ForeignDiskInMap {
                         volume: self.spec.volume,
