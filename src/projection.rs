@@ -19,8 +19,10 @@ pub const ATTACHED: &str = "Attached";
 /// Where a request stands.
 #[derive(Debug, Clone, Copy)]
 pub enum Standing<'a> {
-    /// The agent has taken it up.
+    /// The agent has taken it up. Said only where nothing was said yet.
     Begun,
+    /// It was attached, can't be used any more, and is being attached again.
+    Lost,
     /// It is attached.
     Attached(&'a Attached),
     /// It is being attached or detached, or that failed.
@@ -55,23 +57,34 @@ pub fn status(
             last_transition_time: before.map_or(Time(now), |c| c.last_transition_time.clone()),
         }
     };
-    match standing {
-        Standing::Begun => {
-            let message = "the agent has taken up the request";
-            VolumeAttachRequestStatus {
-                observed_generation: generation,
-                conditions: vec![condition("Ready", false, ATTACHING, message)],
-                ..VolumeAttachRequestStatus::default()
-            }
+    let reserved =
+        || condition("Reserved", true, "Reserved", "Cinder holds the attachment for this node");
+    let attaching = |message: &str| condition("Ready", false, ATTACHING, message);
+    match (standing, previous) {
+        (Standing::Begun, Some(previous)) => previous.clone(),
+        // Why it isn't ready says more.
+        (Standing::Lost, Some(previous)) if ready(previous).is_some_and(|c| c.status != "True") => {
+            previous.clone()
         }
-        Standing::Attached(attached) => {
-            let mut conditions = vec![
-                condition(
-                    "Reserved",
-                    true,
-                    "Reserved",
-                    "Cinder holds the attachment for this node",
+        (Standing::Begun, None) => VolumeAttachRequestStatus {
+            observed_generation: generation,
+            conditions: vec![attaching("the agent has taken up the request")],
+            ..VolumeAttachRequestStatus::default()
+        },
+        (Standing::Lost, previous) => VolumeAttachRequestStatus {
+            observed_generation: generation,
+            attachment_id: previous.and_then(|previous| previous.attachment_id.clone()),
+            conditions: vec![
+                reserved(),
+                attaching(
+                    "the volume can't be used any more as it was: it is being attached again",
                 ),
+            ],
+            ..VolumeAttachRequestStatus::default()
+        },
+        (Standing::Attached(attached), _) => {
+            let mut conditions = vec![
+                reserved(),
                 condition("Connected", true, "Connected", "the device is there and verified"),
             ];
             if attached.mount_path.is_some() {
@@ -96,7 +109,7 @@ pub fn status(
                 conditions,
             }
         }
-        Standing::Unfinished { record, reason, message } => {
+        (Standing::Unfinished { record, reason, message }, _) => {
             let attachment = record.and_then(Record::attachment);
             let connected = record.is_some_and(|record| record.wwid.is_some());
             VolumeAttachRequestStatus {
@@ -112,6 +125,11 @@ pub fn status(
             }
         }
     }
+}
+
+/// The condition that says whether the volume can be used.
+pub fn ready(status: &VolumeAttachRequestStatus) -> Option<&Condition> {
+    status.conditions.iter().find(|condition| condition.type_ == "Ready")
 }
 
 fn device(attached: &Attached) -> RequestDevice {
@@ -131,5 +149,70 @@ fn device(attached: &Attached) -> RequestDevice {
                 state: path.state.clone(),
             })
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(seconds).unwrap()
+    }
+
+    fn attached() -> Attached {
+        Attached {
+            volume: "7a29c609-53cc-4134-830f-6d08a0b9da91".parse().unwrap(),
+            attachment: "0c9eef6b-cd16-4784-8319-0dd32b1bec54".parse().unwrap(),
+            device: "/dev/dm-0".into(),
+            wwid: "360000000000000000e00000000010001".parse().unwrap(),
+            size_bytes: 1 << 30,
+            mount_path: Some("/srv/db".into()),
+            paths: Vec::new(),
+            warnings: Vec::new(),
+            changed: true,
+        }
+    }
+
+    fn words(status: &VolumeAttachRequestStatus) -> Vec<String> {
+        let word = |c: &Condition| {
+            format!(
+                "{}={} {} {}",
+                c.type_,
+                c.status,
+                c.reason,
+                c.last_transition_time.0.as_second()
+            )
+        };
+        status.conditions.iter().map(word).collect()
+    }
+
+    #[test]
+    fn a_lost_volume_is_not_ready_and_keeps_its_attachment() {
+        let there = status(Standing::Attached(&attached()), Some(1), None, at(10));
+        assert_eq!(status(Standing::Begun, Some(1), Some(&there), at(20)), there);
+        let lost = status(Standing::Lost, Some(1), Some(&there), at(30));
+        assert_eq!(words(&lost), ["Reserved=True Reserved 10", "Ready=False Attaching 30"]);
+        assert_eq!(lost.attachment_id, there.attachment_id);
+        assert_eq!((lost.device, lost.mount_path), (None, None));
+    }
+
+    #[test]
+    fn why_a_request_failed_stands_until_that_changes() {
+        let begun = status(Standing::Begun, Some(1), None, at(10));
+        assert_eq!(words(&begun), ["Ready=False Attaching 10"]);
+        let why = Standing::Unfinished { record: None, reason: "LoginFailed", message: "no" };
+        let failed = status(why, Some(1), Some(&begun), at(20));
+        assert_eq!(
+            words(&failed),
+            [
+                "Reserved=False LoginFailed 20",
+                "Connected=False LoginFailed 20",
+                "Ready=False LoginFailed 10"
+            ]
+        );
+        for again in [Standing::Begun, Standing::Lost] {
+            assert_eq!(status(again, Some(1), Some(&failed), at(30)), failed);
+        }
     }
 }

@@ -284,6 +284,38 @@ async fn what_can_not_be_read_is_told_and_stops_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_is_not_ready_any_more_as_soon_as_its_volume_is_found_lost() {
+    let node = Node::new();
+    let agent = node.agent();
+    node.api.create("db", "one", &node.spec(0));
+    node.until_attached("db").await;
+    agent.end().await;
+    node.world.reboot();
+    node.world.jitter(50, 1);
+    let agent = node.agent();
+    node.until("told", |node| node.api.ready("db").as_deref() == Some("Attaching")).await;
+    assert_eq!(node.mounts(), 0);
+    let conditions = node.api.request("db").unwrap()["status"]["conditions"].to_string();
+    assert!(conditions.contains("attached again"), "{conditions}");
+    node.until_attached("db").await;
+    assert_eq!(node.mounts(), 1);
+    agent.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_ends_though_another_program_works_on_the_volume() {
+    let node = Node::new();
+    let ledger = Ledger::open_in_boot(node.directory.path(), &node.world.boot()).unwrap();
+    let locked = ledger.lock_volume(node.volumes[0]).await.unwrap();
+    let agent = node.agent();
+    node.api.create("db", "one", &node.spec(0));
+    node.until("taken up", |node| node.api.ready("db").is_some()).await;
+    let ended = timeout(Duration::from_secs(10), agent.end()).await;
+    assert!(ended.is_ok(), "it waits for the volume's lock");
+    drop(locked);
+}
+
+#[tokio::test(start_paused = true)]
 async fn late_news_of_a_request_that_is_gone_harm_nothing() {
     let node = Node::new();
     let agent = node.agent();

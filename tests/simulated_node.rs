@@ -3,6 +3,8 @@
 
 mod simulation;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use attachd::{
     attach::{Attached, Origin, Progress},
     model::{
@@ -581,6 +583,42 @@ async fn a_session_that_somebody_made_after_a_restart_is_not_logged_out() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_volume_is_lost_after_a_restart_but_not_with_one_of_its_paths() {
+    for style in STYLES {
+        let mut node = Node::new(style);
+        let (file_system, block) =
+            (node.spec(0), AttachSpec { usage: Usage::Block, ..node.spec(1) });
+        for spec in [&file_system, &block] {
+            node.attach(spec).await.unwrap();
+        }
+        let losses = AtomicUsize::new(0);
+        let progress = |progress: Progress| {
+            if matches!(progress, Progress::Lost) {
+                losses.fetch_add(1, Ordering::SeqCst);
+            }
+        };
+        let (_keep, never) = watch::channel(false);
+        let origin = Origin::CommandLine;
+        for (what, lost) in [("nothing", 0), ("a path", 0), ("the node", 1)] {
+            match what {
+                "a path" => {
+                    let target = node.paths(0)[0].target.clone();
+                    node.world.state().somebody_logs_out(&target);
+                }
+                "the node" => node.reboot(),
+                _ => {}
+            }
+            for spec in [&file_system, &block] {
+                losses.store(0, Ordering::SeqCst);
+                let engine = node.engine(spec.volume);
+                engine.attach(spec, &origin, &progress, &never).await.unwrap();
+                assert_eq!(losses.load(Ordering::SeqCst), lost, "{what} went");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_detach_after_a_restart_removes_the_node_records() {
     for style in STYLES {
         let mut node = Node::new(style);
@@ -834,10 +872,10 @@ async fn a_stop_request_leaves_what_the_next_run_goes_on_from() {
             let mut node = Node::new(style);
             let spec = node.spec(0);
             let (sender, stop) = watch::channel(false);
-            let seen = std::sync::atomic::AtomicUsize::new(0);
+            let seen = AtomicUsize::new(0);
             let progress = |progress: Progress| {
                 if matches!(progress, Progress::Started { .. })
-                    && seen.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == step
+                    && seen.fetch_add(1, Ordering::SeqCst) == step
                 {
                     sender.send_replace(true);
                 }

@@ -35,8 +35,12 @@ class Agent(Background):
         self.cluster = cluster
         self.node = cluster.agent(node)
         kubernetes.create_node_object(cluster.lab, node)
-        config = kubernetes.service_account_kubeconfig(cluster.lab, NAMESPACE, RELEASE, node, in_node=True)
-        guest.copy_in(cluster.lab, self.node.record, config, _KUBECONFIG)
+        self.install_kubeconfig()
+
+    def install_kubeconfig(self) -> None:
+        """Give it its account (again after a reboot)."""
+        config = kubernetes.service_account_kubeconfig(self.cluster.lab, NAMESPACE, RELEASE, self.node.name, in_node=True)
+        guest.copy_in(self.cluster.lab, self.node.record, config, _KUBECONFIG)
 
     def start(self, *, wait: bool = True, **environment: str) -> None:
         """Start it, and wait until it has published its node."""

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
-from lablib import cinder, paths
+from lablib import cinder, lifecycle, paths
 from lablib.cases import expect
 from lablib.commands import wait_until
-from lablib.node import DEBUG, Attachd, Result
+from lablib.node import BINARY, DEBUG, Attachd, Result
 from lablib.proxy import Proxy, before_cinder
 
 MOUNT = "/mnt/t"
@@ -164,3 +164,14 @@ def free(node: Attachd, attachment_id: str, volume_id: str) -> None:
     """Delete an attachment in Cinder, and wait until the volume is free."""
     node.cinder.request("DELETE", f"/attachments/{attachment_id}").json()
     node.cinder.wait_for_volume(volume_id, 60)
+
+
+def cut_power(node: Attachd) -> None:
+    """Cut the node's power and boot it again; what lies on its own disk survives."""
+    kept = Path(node.lab.share) / "attachd"
+    node.shell(f"cp {BINARY} /lab/attachd")
+    lifecycle.reboot(node.lab, node.record, hard=True)
+    release = node.is_release
+    node.install(kept)
+    node.is_release = release
+    kept.unlink()

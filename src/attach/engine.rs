@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, future::Future, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -6,8 +6,10 @@ use tokio::{
 };
 
 use super::{
-    AttachError, Attached, AttachmentView, Attempt, Awaited, Desired, Ledger, Next, Origin, Others,
-    Outcome, Phase, Plan, Record, Step, outcome::attached, plan as decide,
+    AttachError, Attached, AttachmentView, Attempt, Awaited, Desired, Guard, Ledger, Next, Origin,
+    Others, Outcome, Phase, Plan, Record, Step,
+    outcome::{attached, is_usable},
+    plan as decide,
 };
 use crate::{
     cinder::{AttachmentSummary, BlockStorage, Volume},
@@ -33,6 +35,9 @@ impl Default for EngineConfig {
 /// What happens, as it happens.
 #[derive(Debug, Clone)]
 pub enum Progress {
+    /// What was attached can't be used any more as it was, after a reboot for one. What follows
+    /// brings it back.
+    Lost,
     /// A step begins.
     Started {
         /// Its station.
@@ -157,7 +162,7 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
     ) -> Result<Attached, AttachError> {
         let desired = Desired::Attached(spec.clone());
         // Held until everything is taken back: whoever comes next finds it done or undone.
-        let _volume_lock = self.ledger.lock_volume(spec.volume).await?;
+        let _volume_lock = self.lock_volume(spec.volume, stop).await?;
         let mut run = self.begin(&desired, spec.volume, origin, progress).await?;
         let error = match self.drive(&mut run, stop).await {
             Ok(Outcome::Attached(attached)) => return Ok(*attached),
@@ -227,16 +232,25 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         progress: &(dyn Fn(Progress) + Sync),
         stop: &watch::Receiver<bool>,
     ) -> Result<Outcome, AttachError> {
-        let _volume_lock = self.ledger.lock_volume(volume).await?;
+        let _volume_lock = self.lock_volume(volume, stop).await?;
         let mut run = self.begin(desired, volume, origin, progress).await?;
         self.drive(&mut run, stop).await
+    }
+
+    async fn lock_volume(
+        &self,
+        volume: VolumeId,
+        stop: &watch::Receiver<bool>,
+    ) -> Result<Guard, AttachError> {
+        let before = || format!("anything was done: another attachd works on volume {volume}");
+        Ok(unless_stopped(stop, before, self.ledger.lock_volume(volume)).await??)
     }
 
     /// Step after step, until it is as asked. The volume's lock is held.
     async fn drive(
         &self,
         run: &mut Run<'_>,
-        stopped: &watch::Receiver<bool>,
+        stop: &watch::Receiver<bool>,
     ) -> Result<Outcome, AttachError> {
         let mut events = self.host.events();
         let mut targets_lock = None;
@@ -245,20 +259,26 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         let mut last: Option<Step> = None;
         let mut changed = false;
         let mut trouble = None;
+        let mut first = true;
         loop {
             events.mark_unchanged();
             let observed = self.observe(run).await?;
+            if std::mem::take(&mut first) && is_lost(run, &observed.host) {
+                (run.progress)(Progress::Lost);
+            }
             let decision = decide(run.desired, run.record.as_ref(), &observed);
             match decision.next {
                 Next::Done => return Ok(outcome(run, &observed.host, changed)),
                 Next::Refuse(refusal) => return Err(refusal.into()),
                 Next::Do(step) => {
-                    if *stopped.borrow() {
+                    if *stop.borrow() {
                         return Err(AttachError::Stopped { before: step.to_string() });
                     }
                     if step.needs_targets_alone() && targets_lock.is_none() {
                         let targets = run.record.as_ref().map(Record::targets).unwrap_or_default();
-                        targets_lock = Some(self.ledger.lock_targets(&targets).await?);
+                        let locked = self.ledger.lock_targets(&targets);
+                        let locked = unless_stopped(stop, || step.to_string(), locked).await?;
+                        targets_lock = Some(locked?);
                         // What was seen before the lock may have changed while we waited for it.
                         run.others = self.others(run.volume_id).await?;
                         continue;
@@ -294,7 +314,7 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                     if began.elapsed() >= self.config.patience {
                         overdue(&mut run.attempt, &awaited);
                     } else {
-                        self.wait(&mut events, stopped, &awaited, began).await?;
+                        self.wait(&mut events, stop, &awaited, began).await?;
                         run.attempt.map_asked = false;
                     }
                 }
@@ -310,14 +330,8 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         since: Instant,
     ) -> Result<(), AttachError> {
         let left = self.config.patience.saturating_sub(since.elapsed());
-        let mut stop = stop.clone();
-        tokio::select! {
-            // An error means that nobody can ask to stop any more: then only the events count.
-            Ok(_) = stop.wait_for(|stop| *stop) => {
-                Err(AttachError::Stopped { before: format!("{awaited} came") })
-            }
-            () = next_event(events, left.min(self.config.fallback_poll)) => Ok(()),
-        }
+        let event = next_event(events, left.min(self.config.fallback_poll));
+        unless_stopped(stop, || format!("{awaited} came"), event).await
     }
 
     async fn timed(&self, run: &mut Run<'_>, step: &Step, why: String) -> Result<(), AttachError> {
@@ -346,6 +360,30 @@ fn outcome(run: &Run<'_>, host: &HostState, changed: bool) -> Outcome {
     match there {
         Some(attached) => Outcome::Attached(Box::new(attached)),
         None => Outcome::Detached { changed },
+    }
+}
+
+/// Waits for something, unless asked to stop. What comes at once counts.
+pub(crate) async fn unless_stopped<T>(
+    stop: &watch::Receiver<bool>,
+    before: impl FnOnce() -> String,
+    awaited: impl Future<Output = T>,
+) -> Result<T, AttachError> {
+    let mut stop = stop.clone();
+    tokio::select! {
+        biased;
+        value = awaited => Ok(value),
+        // An error means that nobody can ask to stop any more: then only what is awaited counts.
+        Ok(_) = stop.wait_for(|stop| *stop) => Err(AttachError::Stopped { before: before() }),
+    }
+}
+
+fn is_lost(run: &Run<'_>, host: &HostState) -> bool {
+    match (run.desired, run.record.as_ref()) {
+        (Desired::Attached(spec), Some(record)) => {
+            record.completed && !is_usable(spec, record, host)
+        }
+        _ => false,
     }
 }
 

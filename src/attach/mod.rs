@@ -29,6 +29,7 @@ mod refusal;
 mod state;
 mod step;
 
+pub(crate) use engine::unless_stopped;
 pub use engine::{Engine, EngineConfig, Progress};
 pub use error::AttachError;
 pub use inventory::{Chain, Inventory, OtherSession, PathChain};

@@ -53,6 +53,26 @@ pub enum Outcome {
     },
 }
 
+/// Whether a volume that was attached can still be used as it was asked to be.
+pub(super) fn is_usable(spec: &AttachSpec, record: &Record, host: &HostState) -> bool {
+    match spec.mount_path() {
+        Some(path) => {
+            host.mount_at(path).is_some_and(|mount| record.mount_device == Some(mount.number))
+        }
+        None => record.wwid.as_ref().is_some_and(|wwid| device(record, wwid, host).is_some()),
+    }
+}
+
+/// The device to use, and its size in bytes.
+fn device(record: &Record, wwid: &Wwid, host: &HostState) -> Option<(PathBuf, u64)> {
+    let map = host.maps.iter().find(|map| map.wwid == *wwid).filter(|_| record.multipath);
+    if let Some(map) = map {
+        return Some((map.node.clone().unwrap_or_else(|| map.device.path()), map.size_bytes));
+    }
+    let disk = host.devices.iter().find(|disk| disk.wwid.as_ref() == Some(wwid))?;
+    Some((disk.name.path(), disk.size_bytes))
+}
+
 /// What an attached volume looks like; `None` where it isn't there.
 pub(super) fn attached(
     spec: &AttachSpec,
@@ -88,13 +108,7 @@ pub(super) fn attached(
             }
         })
         .collect();
-    let map = host.maps.iter().find(|map| map.wwid == wwid).filter(|_| record.multipath);
-    let (device, size_bytes) = if let Some(map) = map {
-        (map.node.clone().unwrap_or_else(|| map.device.path()), map.size_bytes)
-    } else {
-        let disk = host.devices.iter().find(|disk| disk.wwid.as_ref() == Some(&wwid))?;
-        (disk.name.path(), disk.size_bytes)
-    };
+    let (device, size_bytes) = device(record, &wwid, host)?;
     let mut warnings = Vec::new();
     if spec.multipath == MultipathPolicy::Auto && !record.multipath {
         warnings.push(

@@ -32,6 +32,7 @@ impl Reporter {
             return;
         }
         match progress {
+            Progress::Lost => self.line("! the volume can't be used any more as it was"),
             Progress::Started { what, .. } => self.spin(what),
             Progress::Waiting { what } => {
                 let what = format!("waiting for {what}");

@@ -94,9 +94,10 @@ impl ClusterRequest {
         before: Option<&VolumeAttachRequestStatus>,
         now: &VolumeAttachRequestStatus,
     ) {
-        let Some(ready) = ready(now) else { return };
+        let Some(ready) = projection::ready(now) else { return };
         let word = |condition: &Condition| (condition.status.clone(), condition.reason.clone());
-        let same = before.and_then(self::ready).is_some_and(|before| word(before) == word(ready));
+        let same =
+            before.and_then(projection::ready).is_some_and(|before| word(before) == word(ready));
         if same || ready.reason == projection::ATTACHING {
             return;
         }
@@ -121,10 +122,6 @@ pub(super) fn is_held(request: &Seen) -> bool {
     request.finalizers().iter().any(|name| name == FINALIZER)
 }
 
-fn ready(status: &VolumeAttachRequestStatus) -> Option<&Condition> {
-    status.conditions.iter().find(|condition| condition.type_ == "Ready")
-}
-
 impl Subject for ClusterRequest {
     fn origin(&self) -> Origin {
         Origin::Cluster(self.identity.name.clone())
@@ -135,16 +132,10 @@ impl Subject for ClusterRequest {
         if record.is_none() {
             self.own_name().await?;
         }
-        let (held, told) = {
-            let written = self.written();
-            (written.held, written.status.is_some())
-        };
+        let held = self.written().held;
         if !held {
             self.cluster.hold(&self.identity).await?;
             self.written().held = true;
-        }
-        if !told {
-            self.tell(Standing::Begun).await?;
         }
         Ok(())
     }

@@ -217,7 +217,10 @@ impl Metrics {
         let (phase, took, result) = match progress {
             Progress::Done { phase, took, .. } => (phase, took, SUCCESS),
             Progress::Failed { phase, took, .. } => (phase, took, ERROR),
-            Progress::Started { .. } | Progress::Waiting { .. } | Progress::Warning { .. } => {
+            Progress::Lost
+            | Progress::Started { .. }
+            | Progress::Waiting { .. }
+            | Progress::Warning { .. } => {
                 return;
             }
         };

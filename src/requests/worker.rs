@@ -8,7 +8,7 @@ use tracing::{Instrument as _, Span, field};
 
 use super::{Refused, Subject, Wanted};
 use crate::{
-    attach::{AttachError, Attached, Engine, Origin, Progress, Record, Refusal},
+    attach::{AttachError, Attached, Engine, Origin, Progress, Record, Refusal, unless_stopped},
     cinder::BlockStorage,
     host::Host,
     metrics::{Metrics, Operation, RequestState},
@@ -166,15 +166,36 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
             );
         }
         subject.admit(records.first()).await.map_err(WorkError::Held)?;
+        subject.report(Standing::Begun).await.map_err(WorkError::Untold)?;
         let attached = {
-            let _permit = self.permit().await;
-            let timer = self.metrics.operation(Operation::Attach);
-            let report = |progress| self.log(progress);
-            let result = self.engine.attach(spec, &origin, &report, over).await;
-            timer.end(result.as_ref().map(|attached| attached.changed));
-            result?
+            let _permit = self.permit(over).await?;
+            let (lost, is_lost) = watch::channel(false);
+            let attach = async {
+                let lost = lost;
+                let timer = self.metrics.operation(Operation::Attach);
+                let report = |progress| {
+                    if matches!(progress, Progress::Lost) {
+                        lost.send_replace(true);
+                    }
+                    self.log(progress);
+                };
+                let result = self.engine.attach(spec, &origin, &report, over).await;
+                timer.end(result.as_ref().map(|attached| attached.changed));
+                result
+            };
+            // Neither is cut short: a write that is given up might still arrive, after later ones.
+            tokio::join!(attach, self.lost(is_lost, subject)).0?
         };
         self.attached(&attached, subject).await
+    }
+
+    /// Says that the volume is lost as soon as it is known, until there is nobody to find out.
+    async fn lost(&self, mut is_lost: watch::Receiver<bool>, subject: &S) {
+        if is_lost.wait_for(|lost| *lost).await.is_ok()
+            && let Err(refused) = subject.report(Standing::Lost).await
+        {
+            tracing::warn!(reason = refused.reason, "{refused}");
+        }
     }
 
     /// Detaches all that this request has attached.
@@ -183,7 +204,7 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
         if wanted {
             let origin = subject.origin();
             for record in self.records(&origin).await? {
-                let _permit = self.permit().await;
+                let _permit = self.permit(over).await?;
                 let report = |progress| self.log(progress);
                 let volume = record.spec.volume;
                 Span::current().record("volume", field::display(volume));
@@ -208,9 +229,13 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
     }
 
     /// Waits for its turn. The semaphore is never closed.
-    async fn permit(&self) -> Option<SemaphorePermit<'_>> {
+    async fn permit(
+        &self,
+        over: &watch::Receiver<bool>,
+    ) -> Result<Option<SemaphorePermit<'_>>, AttachError> {
         let _queued = self.metrics.queued();
-        self.permits.acquire().await.ok()
+        let turn = self.permits.acquire();
+        Ok(unless_stopped(over, || "its turn came".to_owned(), turn).await?.ok())
     }
 
     /// The records that this request made.
@@ -254,6 +279,7 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
     fn log(&self, progress: Progress) {
         self.metrics.observe_progress(&progress);
         match progress {
+            Progress::Lost => tracing::warn!("the volume can't be used any more as it was"),
             Progress::Started { what, why, .. } => tracing::debug!(why, "begin: {what}"),
             Progress::Done { what, took, .. } => tracing::info!(ms = took.as_millis(), "{what}"),
             Progress::Failed { what, took, .. } => {

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from lablib import lifecycle
 from lablib.cases import expect
 from lablib.commands import wait_until
-from lablib.node import BINARY, Attachd
-from lablib.steps import (MOUNT, active_paths, attach, attachments_of, daemon_stopped, detach, failed, in_use_once, nothing_left,
+from lablib.node import Attachd
+from lablib.steps import (MOUNT, active_paths, attach, attachments_of, cut_power, daemon_stopped, detach, failed, in_use_once, nothing_left,
                           volume)
-
-
-def _rebooted(node: Attachd) -> None:
-    """Cut the node's power and boot it again; what lies on its own disk survives."""
-    kept = Path(node.lab.share) / "attachd"
-    node.shell(f"cp {BINARY} /lab/attachd")
-    lifecycle.reboot(node.lab, node.record, hard=True)
-    release = node.is_release
-    node.install(kept)
-    node.is_release = release
-    kept.unlink()
 
 
 def test_after_a_power_cut_nothing_comes_by_itself_and_asking_again_brings_it_back(node: Attachd) -> None:
     with volume(node) as v:
         first = attach(node, v, "--mount", MOUNT)
         node.shell(f"echo kept > {MOUNT}/file; sync; echo lost > {MOUNT}/other")
-        _rebooted(node)
+        cut_power(node)
         expect(node.session_ids() == [], f"the node logged in by itself: {node.session_ids()}")
         tree = node.run("inspect").stdout
         expect("no session to" in tree and "something disagrees" in tree, f"inspect shows\n{tree}")
@@ -36,7 +22,7 @@ def test_after_a_power_cut_nothing_comes_by_itself_and_asking_again_brings_it_ba
         expect(again["device"] == first["device"] and active_paths(again) == 2, f"again: {again}")
         expect(node.shell(f"cat {MOUNT}/file") == "kept\n", "the file is gone")
         in_use_once(node, v)
-        _rebooted(node)
+        cut_power(node)
         detach(node, v)
 
 

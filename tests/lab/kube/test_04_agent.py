@@ -8,7 +8,7 @@ from lablib.cases import expect
 from lablib.cluster import REQUESTS, Cluster, install_crds
 from lablib.commands import wait_until
 from lablib.daemon import ready_condition
-from lablib.steps import attachments_of, daemon_stopped, free, in_use_once, nothing_left, reserve_elsewhere, volume
+from lablib.steps import attachments_of, cut_power, daemon_stopped, free, in_use_once, nothing_left, reserve_elsewhere, volume
 
 _MOUNTS = "/var/lib/attachd/mounts"
 
@@ -86,6 +86,26 @@ def test_a_kill_in_the_middle_is_finished_by_the_next_agent(cluster: Cluster) ->
             one.start(wait=False)
             wait_until(lambda: request(cluster, "db") == {}, timeout=180, what="the request to go")
             nothing_left(one.node, v)
+
+
+def test_a_node_that_lost_its_power_gets_its_volumes_back_and_says_so_meanwhile(cluster: Cluster) -> None:
+    with rights(cluster), agent(cluster) as one, volume(one.node) as v:
+        ask(cluster, "db", v)
+        before = wait_ready(one, "db")
+        one.node.shell(f"echo kept > {_MOUNTS}/db/file; sync")
+        cut_power(one.node)
+        one.install_kubeconfig()
+        one.start()
+        wait_until(lambda: one.log().count("attached") > 0, timeout=120, what="it to attach the volume again")
+        again = wait_ready(one, "db")
+        changes = cluster.api.watch(f"{REQUESTS}?resourceVersion={before['metadata']['resourceVersion']}", seconds=1)
+        said = [ready_condition(change["object"]["status"])["reason"] for change in changes]
+        expect(said == ["Attaching", "Attached"], f"it said {said}")
+        expect(again["status"]["attachmentID"] == before["status"]["attachmentID"], f"another attachment: {again['status']}")
+        expect(one.node.shell(f"cat {_MOUNTS}/db/file") == "kept\n", "the file is gone")
+        in_use_once(one.node, v)
+        delete(one, "db")
+        nothing_left(one.node, v)
 
 
 def test_the_api_server_may_go_and_come_back(cluster: Cluster) -> None:
