@@ -285,12 +285,13 @@ async fn what_can_not_be_read_is_told_and_stops_nothing_else() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_is_not_ready_any_more_as_soon_as_its_volume_is_found_lost() {
-    let node = Node::new();
+    let mut node = Node::new();
     let agent = node.agent();
     node.api.create("db", "one", &node.spec(0));
     node.until_attached("db").await;
     agent.end().await;
     node.world.reboot();
+    node.world = node.world.restarted();
     node.world.jitter(50, 1);
     let agent = node.agent();
     node.until("told", |node| node.api.ready("db").as_deref() == Some("Attaching")).await;

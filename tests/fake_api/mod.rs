@@ -31,6 +31,8 @@ struct Objects {
     version: u64,
     requests: BTreeMap<String, Value>,
     connector: Option<Value>,
+    /// What happened to requests, for watches that begin after it.
+    history: Vec<(u64, Value)>,
     watches: Vec<Lines>,
     connector_watches: Vec<Lines>,
     calls: Vec<String>,
@@ -93,6 +95,7 @@ impl FakeApi {
             "message": "too old resource version", "reason": "Expired", "code": 410}});
         objects.tell(&gone);
         objects.watches.clear();
+        objects.history.clear();
     }
 
     /// A change that a watch tells late, or again.
@@ -126,18 +129,32 @@ impl Objects {
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         let metadata = &object["metadata"];
         let held = metadata["finalizers"].as_array().is_some_and(|all| !all.is_empty());
-        if metadata["deletionTimestamp"].is_string() && !held {
+        let event = if metadata["deletionTimestamp"].is_string() && !held {
             self.requests.remove(name);
-            self.tell(&json!({"type": "DELETED", "object": object}));
+            "DELETED"
         } else {
             self.requests.insert(name.to_owned(), object.clone());
-            self.tell(&json!({"type": event, "object": object}));
+            event
+        };
+        let event = json!({"type": event, "object": object});
+        self.tell(&event);
+        self.history.push((self.version, event));
+    }
+
+    /// A watch of all that happens to requests after a version.
+    fn watch(&mut self, query: &str) -> Response {
+        let version = query.split('&').find_map(|pair| pair.strip_prefix("resourceVersion="));
+        let version: u64 = version.unwrap_or_default().parse().unwrap();
+        let response = stream(&mut self.watches);
+        for (_, event) in self.history.iter().filter(|(at, _)| *at > version) {
+            let _ = self.watches[self.watches.len() - 1].unbounded_send(Ok(line(event)));
         }
+        response
     }
 
     fn tell(&self, event: &Value) {
         for watch in &self.watches {
-            let _ = watch.unbounded_send(Ok(format!("{event}\n").into()));
+            let _ = watch.unbounded_send(Ok(line(event)));
         }
     }
 
@@ -182,7 +199,7 @@ async fn answer(State(api): State<FakeApi>, request: Request) -> Response {
     }
     let name = path.trim_start_matches(REQUESTS).trim_start_matches('/').to_owned();
     let found = match (&parts.method, path.as_str()) {
-        (&Method::GET, REQUESTS) if watch => return stream(&mut objects.watches),
+        (&Method::GET, REQUESTS) if watch => return objects.watch(query),
         (&Method::GET, CONNECTORS) if watch => return stream(&mut objects.connector_watches),
         (&Method::GET, REQUESTS) => list(objects.version, objects.requests.values()),
         (&Method::GET, CONNECTORS) => list(objects.version, objects.connector.iter()),
@@ -222,6 +239,10 @@ async fn answer(State(api): State<FakeApi>, request: Request) -> Response {
 fn list<'a>(version: u64, items: impl Iterator<Item = &'a Value>) -> Value {
     json!({"apiVersion": "attachd.dev/v1alpha1", "kind": "List",
         "metadata": {"resourceVersion": version.to_string()}, "items": items.collect::<Vec<_>>()})
+}
+
+fn line(event: &Value) -> Bytes {
+    format!("{event}\n").into()
 }
 
 fn stream(watches: &mut Vec<Lines>) -> Response {
