@@ -303,6 +303,30 @@ async fn a_request_is_not_ready_any_more_as_soon_as_its_volume_is_found_lost() {
     agent.end().await;
 }
 
+/// What the right to patch events is for.
+#[tokio::test(start_paused = true)]
+async fn an_event_that_comes_again_is_counted_up() {
+    let node = Node::new();
+    let portals = node.world.state().storage.portals.clone();
+    for portal in &portals {
+        node.world.state().set_portal(*portal, false);
+    }
+    let agent = node.agent();
+    node.api.create("db", "one", &node.spec(0));
+    let fails = async |times: usize| {
+        let reason = |node: &Node| node.api.ready("db");
+        node.until("failed", |node| reason(node).as_deref() == Some("NoPath")).await;
+        assert_eq!(node.api.calls("POST /apis/events.k8s.io"), times);
+    };
+    fails(1).await;
+    node.world.plan_fault(0, Fault::Error(When::Before));
+    node.until("failed otherwise", |node| node.api.ready("db").as_deref() != Some("NoPath"))
+        .await;
+    fails(2).await;
+    assert_eq!(node.api.calls("PATCH /apis/events.k8s.io"), 1);
+    agent.end().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_agent_ends_though_another_program_works_on_the_volume() {
     let node = Node::new();
