@@ -45,17 +45,9 @@ pub fn status(
 ) -> VolumeAttachRequestStatus {
     let condition = |type_: &str, holds: bool, reason: &str, message: &str| {
         let status = if holds { "True" } else { "False" };
-        let before = previous
-            .and_then(|previous| previous.conditions.iter().find(|c| c.type_ == type_))
-            .filter(|before| before.status == status);
-        Condition {
-            type_: type_.to_owned(),
-            status: status.to_owned(),
-            reason: reason.to_owned(),
-            message: message.to_owned(),
-            observed_generation: generation,
-            last_transition_time: before.map_or(Time(now), |c| c.last_transition_time.clone()),
-        }
+        let previous = previous.map(|previous| previous.conditions.as_slice()).unwrap_or_default();
+        let condition = self::condition(previous, type_, status, reason, message.to_owned(), now);
+        Condition { observed_generation: generation, ..condition }
     };
     let reserved =
         || condition("Reserved", true, "Reserved", "Cinder holds the attachment for this node");
@@ -124,6 +116,26 @@ pub fn status(
                 ],
             }
         }
+    }
+}
+
+/// A condition, of no generation. Its transition time is `now`, unless its status was the same before.
+pub fn condition(
+    previous: &[Condition],
+    type_: &str,
+    status: &str,
+    reason: &str,
+    message: String,
+    now: Timestamp,
+) -> Condition {
+    let before = previous.iter().find(|known| known.type_ == type_ && known.status == status);
+    Condition {
+        type_: type_.to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message,
+        observed_generation: None,
+        last_transition_time: before.map_or(Time(now), |c| c.last_transition_time.clone()),
     }
 }
 

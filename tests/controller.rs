@@ -320,8 +320,7 @@ async fn an_event_that_comes_again_is_counted_up() {
     };
     fails(1).await;
     node.world.plan_fault(0, Fault::Error(When::Before));
-    node.until("failed otherwise", |node| node.api.ready("db").as_deref() != Some("NoPath"))
-        .await;
+    node.until("failed otherwise", |node| node.api.ready("db").as_deref() != Some("NoPath")).await;
     fails(2).await;
     assert_eq!(node.api.calls("PATCH /apis/events.k8s.io"), 1);
     agent.end().await;

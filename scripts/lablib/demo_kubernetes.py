@@ -7,7 +7,7 @@ from lablib.agent import PodAgent, ask, rights, wait_ready
 from lablib.build import build
 from lablib.cluster import Cluster, install_crds
 from lablib.commands import wait_until
-from lablib.demo_steps import check, step, tell
+from lablib.demo_steps import check, nothing_left, step, tell
 from lablib.lifecycle import Wishes, up
 from lablib.state import Lab
 
@@ -59,10 +59,7 @@ class Demo:
     def delete(self, volume: str) -> None:
         self.show("delete", "var", "db", "--timeout=120s")
         self.show("get", "events")
-        left = self.node.leftovers(volume=volume)
-        check(left == [], "no session, disk, map, mount, node record, ledger entry or attachment is left"
-              + "".join(f"\n     left: {line}" for line in left))
-        check(self.node.volume(volume)["status"] == "available", "the volume is available again")
+        nothing_left(self.node, volume)
 
 
 def run(lab: Lab) -> None:

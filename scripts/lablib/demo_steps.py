@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from lablib.errors import LabError
+from lablib.node import Attachd
 
 T = TypeVar("T")
 _number = 0
@@ -33,6 +34,14 @@ def check(holds: bool, what: str) -> None:
     if not holds:
         raise LabError(f"it does not hold that {what}")
     tell(f"checked: {what}")
+
+
+def nothing_left(node: Attachd, volume: str) -> None:
+    """Check that a detach left nothing, and freed the volume."""
+    left = node.leftovers(volume=volume)
+    check(left == [], "no session, disk, map, mount, node record, ledger entry or attachment is left"
+          + "".join(f"\n     left: {line}" for line in left))
+    check(node.volume(volume)["status"] == "available", "the volume is available again")
 
 
 def count() -> int:

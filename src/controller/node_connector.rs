@@ -1,10 +1,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, TryStreamExt as _, future::Either, stream::BoxStream};
-use k8s_openapi::{
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
-    jiff::Timestamp,
-};
+use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, ResourceExt as _,
     core::DeserializeGuard,
@@ -22,6 +19,7 @@ use crate::{
     crd::{NodeConnector, NodeConnectorStatus},
     host::{Host, HostError, NodeFacts},
     model::{Iqn, Multipathd, Retry},
+    projection,
     requests::Refused,
 };
 
@@ -181,18 +179,9 @@ fn status(
     previous: Option<&NodeConnectorStatus>,
     now: Timestamp,
 ) -> NodeConnectorStatus {
+    let known = previous.map(|previous| previous.conditions.as_slice()).unwrap_or_default();
     let condition = |type_: &str, status: &str, reason: &str, message: String| {
-        let before = previous
-            .and_then(|previous| previous.conditions.iter().find(|known| known.type_ == type_))
-            .filter(|before| before.status == status);
-        Condition {
-            type_: type_.to_owned(),
-            status: status.to_owned(),
-            reason: reason.to_owned(),
-            message,
-            observed_generation: None,
-            last_transition_time: before.map_or(Time(now), |c| c.last_transition_time.clone()),
-        }
+        projection::condition(known, type_, status, reason, message, now)
     };
     let agent_version = Some(env!("CARGO_PKG_VERSION").to_owned());
     let facts = match facts {
