@@ -100,6 +100,11 @@ impl Node {
         }
     }
 
+    /// How much was done on the node.
+    pub fn operations(&self) -> usize {
+        self.world.operations()
+    }
+
     /// Every volume is attached.
     pub fn assert_attached(&self) {
         self.world.assert_sound();
