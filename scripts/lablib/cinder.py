@@ -9,7 +9,7 @@ import signal
 from collections.abc import Mapping
 from pathlib import Path
 
-from lablib import target
+from lablib import keystone, target
 from lablib.block_storage import BlockStorage
 from lablib.cache import artefact, content_key
 from lablib.commands import run, wait_until
@@ -133,6 +133,9 @@ def _write_config(lab: Lab, settings: Settings, venv: Path) -> Path:
     }
     config = configuration(f"{venv}/etc/cinder", str(directory), ("127.0.0.1", settings.cinder_port),
                            {name: {**volumes, **options} for name, options in backends(settings).items()}, DEFAULT_TYPE)
+    if settings.keystone:
+        config["lab"] = {"keystone_listen_port": str(settings.keystone.cinder_port)}
+        config["keystone_authtoken"] = keystone.middleware(settings.keystone)
     path = directory / "cinder.conf"
     with open(path, "w") as file:
         config.write(file)

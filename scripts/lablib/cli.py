@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable
 
-from lablib import cinder, cli_kubernetes, guest, lifecycle, networks, paths, storage
+from lablib import cinder, cli_kubernetes, guest, keystone, lifecycle, networks, paths, storage
 from lablib.block_storage import MICROVERSION, BlockStorage
 from lablib.commands import tail
 from lablib.errors import LabError
@@ -58,10 +58,21 @@ def _print_status(status: dict[str, Any]) -> None:
         print(f"  storage  {pid(status['storage'])}, ssh port {status['storage']['ssh_port']}; its Cinder:")
         access(status["storage"]["cinder"])
         print(f"           portals in a node: {' '.join(status['storage']['target']['portals'])}")
+    if status["keystone"]:
+        _print_keystone(status["keystone"])
     if status["kubernetes"]:
         cli_kubernetes.show(status["kubernetes"])
     for name, node in status["nodes"].items():
         print(f"  {name:8} {pid(node)}, {node['address']}, {node['iqn']}, ssh port {node['ssh_port']}")
+
+
+def _print_keystone(status: dict[str, Any]) -> None:
+    running = "not running" if status["pid"] is None else f"pid {status['pid']}"
+    print(f"  keystone {running}, tokens of {status['token_lifetime']} s")
+    print(f"           {status['auth_url']} (in a node: {status['auth_url_in_guest']})")
+    print(f"           {status['cinder']}: the same Cinder, for those who bring a token")
+    print(f"           {status['clouds_file']} (for a node: {status['clouds_file_in_guest']})")
+    print(f"           clouds: {' '.join(status['clouds'])}")
 
 
 def _down(lab: Lab, args: argparse.Namespace) -> int:
@@ -144,6 +155,27 @@ def _cinder_resume(lab: Lab, args: argparse.Namespace) -> int:
         storage.control(lab, _storage(lab), "resume")
     else:
         cinder.pause(lab, False)
+    return 0
+
+
+def _keystone_start(lab: Lab, args: argparse.Namespace) -> int:
+    keystone.start(lab, token_lifetime=args.token_lifetime)
+    status = keystone.status(lab)
+    assert status is not None
+    _print_keystone(status)
+    return 0
+
+
+def _keystone_stop(lab: Lab, args: argparse.Namespace) -> int:
+    say("Keystone stopped" if keystone.stop(lab) else "Keystone was not running")
+    return 0
+
+
+def _keystone_clouds(lab: Lab, args: argparse.Namespace) -> int:
+    path = keystone.clouds_file(lab, in_node=args.in_node)
+    if not path.exists():
+        raise LabError(f"Keystone was never started in this lab; start it with: scripts/lab --name {lab.name} keystone start")
+    print(path)
     return 0
 
 
@@ -263,6 +295,15 @@ def _parser() -> argparse.ArgumentParser:
     request.add_argument("path", metavar="PATH", help="below the project, like /attachments; or from /v3/")
     request.add_argument("body", nargs="?", metavar="JSON")
 
+    identity = group("keystone", "a real Keystone, and the same Cinder for those who bring a token of it")
+    begin = add("start", _keystone_start, "start Keystone and wait until it is ready; who there is was made beforehand", identity)
+    begin.add_argument("--token-lifetime", type=int, default=keystone.TOKEN_LIFETIME, metavar="SECONDS",
+                       help="how long its tokens last (default: %(default)s); one that runs with another is started again")
+    add("stop", _keystone_stop, "stop Keystone; Cinder answers 503 to every token", identity)
+    clouds = add("clouds", _keystone_clouds, (
+        "print where the clouds.yaml is, readable by its owner only: a cloud for each user, scope and method"), identity)
+    clouds.add_argument("--in-node", action="store_true", help="that for use in a lab node, where Keystone has another address")
+
     volume = group("volume", "create, delete or list volumes")
     create = asking(add("create", _volume_create, "create a volume and print its id", volume))
     create.add_argument("--size", type=int, default=1, metavar="GIB", help="default: 1")
@@ -280,7 +321,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_kubernetes.add_commands(lambda name, work, text: add(name, work, text, kube))
 
     logs = add("logs", _logs, "show the ends of the logs")
-    logs.add_argument("which", nargs="?", metavar="NAME", help="only those whose name begins so: cinder, tgtd, node1, storage, kube")
+    logs.add_argument("which", nargs="?", metavar="NAME", help="only those whose name begins so: cinder, keystone, tgtd, node1, storage, kube")
     logs.add_argument("-n", "--lines", type=int, default=40)
     return parser
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Callable
 
-from lablib import cinder, guest, kubernetes, storage, target
+from lablib import cinder, guest, keystone, kubernetes, storage, target
 from lablib.accelerator import accelerator
 from lablib.cache import locked
 from lablib.commands import tail
@@ -19,7 +19,7 @@ from lablib.image import Image, image
 from lablib.packages import ensure_packages
 from lablib.processes import Process
 from lablib.report import say
-from lablib.state import PROJECT_ID, STORAGE, Lab, Node, Settings, Storage, free_port, has_ipv6_loopback
+from lablib.state import PROJECT_ID, STORAGE, Keystone, Lab, Node, Settings, Storage, free_port, has_ipv6_loopback
 
 _LOCK_TIMEOUT = 3600.0
 
@@ -104,6 +104,8 @@ def _settle(lab: Lab, wishes: Wishes, images: Future[Image]) -> Settings:
     if settings is None:
         cinder_port = free_port([])
         settings = Settings(accelerator(images.result()), cinder_port, free_port([cinder_port]), has_ipv6_loopback(), {})
+        port = free_port(settings.ports)
+        settings.keystone = Keystone(port, free_port([*settings.ports, port]), keystone.TOKEN_LIFETIME)
     taken = settings.ports
     for number in range(1, wishes.nodes + 1):
         name = f"node{number}"
@@ -210,6 +212,7 @@ def status(lab: Lab) -> dict[str, Any]:
             "portals": [f"10.0.2.2:{settings.iscsi_port}", f"10.0.3.2:{settings.iscsi_port}"],
         },
         "storage": _storage_status(settings.storage, running) if settings.storage else None,
+        "keystone": keystone.status(lab),
         "kubernetes": kubernetes.status(lab),
         "nodes": nodes,
     }
