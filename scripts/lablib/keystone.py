@@ -244,7 +244,7 @@ def _write_config(path: Path, state: Path, token_lifetime: int) -> None:
     config["fernet_tokens"] = {"key_repository": f"{state}/fernet"}
     config["fernet_receipts"] = {"key_repository": f"{state}/fernet"}
     config["credential"] = {"key_repository": f"{state}/credential"}
-    config["cache"] = {"enabled": "false"}
+    config["cache"] = {"enabled": "true", "backend": "dogpile.cache.memory"}
     config["identity"] = {"password_hash_rounds": "4"}  # what is slow on purpose
     with open(path, "w") as file:
         config.write(file)
