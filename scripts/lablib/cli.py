@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable
 
-from lablib import cinder, cli_kubernetes, guest, keystone, lifecycle, networks, paths, storage
+from lablib import cinder, cinder_old, cli_kubernetes, guest, keystone, lifecycle, networks, paths, storage
 from lablib.block_storage import MICROVERSION, BlockStorage
 from lablib.commands import tail
 from lablib.errors import LabError
@@ -54,6 +54,9 @@ def _print_status(status: dict[str, Any]) -> None:
     print(f"  cinder   {pid(api)}{', paused' if api['paused'] else ''}")
     access(api)
     print(f"  target   {pid(target)}, portals in a node: {' '.join(target['portals'])}")
+    if status["cinder_old"]:
+        print(f"  old      {pid(status['cinder_old'])}, an older Cinder:")
+        access(status["cinder_old"])
     if status["storage"]:
         print(f"  storage  {pid(status['storage'])}, ssh port {status['storage']['ssh_port']}; its Cinder:")
         access(status["storage"]["cinder"])
@@ -123,20 +126,28 @@ def _storage(lab: Lab) -> Storage:
 
 
 def _client(lab: Lab, args: argparse.Namespace) -> BlockStorage:
-    return storage.client(_storage(lab)) if args.cinder == STORAGE else cinder.client(lab.settings())
+    if args.cinder == STORAGE:
+        return storage.client(_storage(lab))
+    return cinder_old.client(lab) if args.cinder == cinder_old.NAME else cinder.client(lab.settings())
+
+
+def _process(args: argparse.Namespace) -> str:
+    return cinder_old.PROCESS if args.cinder == cinder_old.NAME else cinder.PROCESS
 
 
 def _cinder_stop(lab: Lab, args: argparse.Namespace) -> int:
     if args.cinder == STORAGE:
         storage.control(lab, _storage(lab), "stop")
     else:
-        say("Cinder stopped" if cinder.stop(lab) else "Cinder was not running")
+        say("Cinder stopped" if cinder.stop(lab, _process(args)) else "Cinder was not running")
     return 0
 
 
 def _cinder_start(lab: Lab, args: argparse.Namespace) -> int:
     if args.cinder == STORAGE:
         storage.start_cinder(lab, _storage(lab))
+    elif args.cinder == cinder_old.NAME:
+        cinder_old.start(lab)
     else:
         cinder.start(lab, lab.settings())
     return 0
@@ -146,7 +157,7 @@ def _cinder_pause(lab: Lab, args: argparse.Namespace) -> int:
     if args.cinder == STORAGE:
         storage.control(lab, _storage(lab), "pause")
     else:
-        cinder.pause(lab, True)
+        cinder.pause(lab, True, _process(args))
     return 0
 
 
@@ -154,7 +165,7 @@ def _cinder_resume(lab: Lab, args: argparse.Namespace) -> int:
     if args.cinder == STORAGE:
         storage.control(lab, _storage(lab), "resume")
     else:
-        cinder.pause(lab, False)
+        cinder.pause(lab, False, _process(args))
     return 0
 
 
@@ -277,8 +288,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("path", type=int, choices=[1, 2])
 
     def asking(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        command.add_argument("--cinder", choices=["host", STORAGE], default="host",
-                             help="which one: this machine's (the default), or that of the storage guest")
+        command.add_argument("--cinder", choices=["host", STORAGE, cinder_old.NAME], default="host", help=(
+            "which one: this machine's (the default), that of the storage guest, or an older one (Debian 12's, on this "
+            f"machine; `cinder start --cinder {cinder_old.NAME}` brings it)"))
         return command
 
     control = group("cinder", "control Cinder, or ask it something")

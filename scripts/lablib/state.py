@@ -85,6 +85,7 @@ class Settings:
     storage: Storage | None = None
     kubernetes: Kubernetes | None = None
     keystone: Keystone | None = None
+    cinder_old_port: int | None = None
 
     @property
     def ports(self) -> list[int]:
@@ -96,6 +97,8 @@ class Settings:
             taken += [self.kubernetes.api_port, self.kubernetes.etcd_port, self.kubernetes.controller_manager_port]
         if self.keystone:
             taken += [self.keystone.port, self.keystone.cinder_port]
+        if self.cinder_old_port:
+            taken.append(self.cinder_old_port)
         return taken
 
 
@@ -113,6 +116,7 @@ class Lab:
         self.ssh_dir = self.directory / "ssh"
         self.share = self.directory / "share"
         self.cinder_dir = self.directory / "cinder"
+        self.cinder_old_dir = self.directory / "cinder-old"
         self.target_dir = self.directory / "target"
         self.links_dir = self.directory / "links"
         self.kubernetes_dir = self.directory / "kubernetes"

@@ -5,9 +5,12 @@ make the database: serve.py --config-file FILE --only-database.
 """
 
 # ruff: noqa: E402  (eventlet's patches come before every other import)
-from cinder import monkey_patch
+try:
+    from cinder.monkey_patch import patch
+except ImportError:  # an older release
+    from eventlet import monkey_patch as patch
 
-monkey_patch.patch()
+patch()
 
 import sys
 
