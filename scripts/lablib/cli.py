@@ -190,6 +190,11 @@ def _keystone_clouds(lab: Lab, args: argparse.Namespace) -> int:
     return 0
 
 
+def _keystone_token(lab: Lab, args: argparse.Namespace) -> int:
+    print(keystone.token(lab, args.cloud))
+    return 0
+
+
 def _request(lab: Lab, args: argparse.Namespace) -> int:
     answer = _client(lab, args).request(
         args.method, args.path, args.body, microversion=args.microversion, timeout=args.timeout)
@@ -314,6 +319,8 @@ def _parser() -> argparse.ArgumentParser:
     add("stop", _keystone_stop, "stop Keystone; Cinder answers 503 to every token", identity)
     clouds = add("clouds", _keystone_clouds, (
         "print where the clouds.yaml is, readable by its owner only: a cloud for each user, scope and method"), identity)
+    give = add("token", _keystone_token, "print a new token of one of the clouds", identity)
+    give.add_argument("cloud", metavar="CLOUD")
     clouds.add_argument("--in-node", action="store_true", help="that for use in a lab node, where Keystone has another address")
 
     volume = group("volume", "create, delete or list volumes")

@@ -13,8 +13,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
+from lablib.block_storage import BlockStorage
 from lablib.cache import artefact, content_key, locked
 from lablib.commands import run, tail, wait_until
 from lablib.errors import LabError
@@ -55,7 +56,7 @@ _CREDENTIAL = {
     "secret": _secret("application-credential"),
     "user": _MEMBER["name"],
     "project": _PROJECT,
-    "roles": ["member"],
+    "roles": ["member", "reader"],  # Keystone's API adds the roles that a role implies when it makes one
 }
 _USERS = [
     _CINDER,
@@ -174,6 +175,28 @@ def start(lab: Lab, *, token_lifetime: int = TOKEN_LIFETIME) -> None:
         _launch(lab, venv, config, record)
 
 
+def token(lab: Lab, cloud: str) -> str:
+    """Return a new token of one of the clouds of the clouds.yaml."""
+    record = _record(lab.settings())
+    clouds = _clouds(record, in_node=False)
+    if cloud not in clouds:
+        raise LabError(f"no cloud {cloud!r}; there are: {' '.join(clouds)}")
+    body = json.dumps({"auth": _auth(clouds[cloud]["auth"])})
+    request = urllib.request.Request(f"{auth_url(record)}/auth/tokens", method="POST", data=body.encode(),
+                                     headers={"Content-Type": "application/json"})
+    try:
+        with _opener().open(request, timeout=30) as response:
+            return str(response.headers["X-Subject-Token"])
+    except OSError as error:
+        raise LabError(f"no token from Keystone at {auth_url(record)} for {cloud}: {error}") from error
+
+
+def client(lab: Lab, token: str, *, service_token: str | None = None) -> BlockStorage:
+    """Return a client of Cinder that brings a token."""
+    port = _record(lab.settings()).cinder_port
+    return BlockStorage(f"http://{_HOST}:{port}", PROJECT_ID, token=token, service_token=service_token)
+
+
 def stop(lab: Lab) -> bool:
     """Stop Keystone and tell whether it ran; who there is stays. Cinder then answers 503 to every token."""
     return lab.processes.stop(PROCESS)
@@ -227,14 +250,17 @@ def _launch(lab: Lab, venv: Path, config: Path, record: Keystone) -> None:
 
 
 def _answers(url: str, status: int) -> bool:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with contextlib.suppress(OSError):
         try:
-            with opener.open(url, timeout=10) as response:
+            with _opener().open(url, timeout=10) as response:
                 return bool(response.status == status)
         except urllib.error.HTTPError as error:
             return error.code == status
     return False
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def _write_config(path: Path, state: Path, token_lifetime: int) -> None:
@@ -250,21 +276,18 @@ def _write_config(path: Path, state: Path, token_lifetime: int) -> None:
         config.write(file)
 
 
-_Value = Union[str, Mapping[str, "_Value"]]
-
-
-def _clouds(record: Keystone, *, in_node: bool) -> dict[str, Mapping[str, _Value]]:
+def _clouds(record: Keystone, *, in_node: bool) -> dict[str, dict[str, Any]]:
     """Return the clouds of a clouds.yaml: one for each way to come."""
     url = auth_url(record, in_node=in_node)
 
-    def cloud(auth: Mapping[str, _Value], **more: str) -> Mapping[str, _Value]:
+    def cloud(auth: Mapping[str, str], **more: str) -> dict[str, Any]:
         return {**more, "auth": {"auth_url": url, **auth}, "region_name": _REGION,
                 "interface": "internal" if in_node else "public"}
 
     def who(user: Mapping[str, Any]) -> dict[str, str]:
         return {"username": user["name"], "user_domain_name": _DOMAIN, "password": user["password"]}
 
-    def on_project(user: Mapping[str, Any]) -> Mapping[str, _Value]:
+    def on_project(user: Mapping[str, Any]) -> dict[str, Any]:
         return cloud({**who(user), "project_name": user["project"], "project_domain_name": _DOMAIN})
 
     secret = {"application_credential_secret": _CREDENTIAL["secret"]}
@@ -278,6 +301,25 @@ def _clouds(record: Keystone, *, in_node: bool) -> dict[str, Mapping[str, _Value
         "system": cloud({**who(_ADMIN), "system_scope": "all"}),
         "domain": cloud({**who(_ADMIN), "domain_name": _DOMAIN}),
     }
+
+
+def _auth(cloud: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a cloud's `auth` is in a request for a token."""
+    domain = {"domain": {"name": cloud.get("user_domain_name", "")}}
+    secret = cloud.get("application_credential_secret")
+    if secret:
+        which: dict[str, Any] = {"id": cloud.get("application_credential_id")}
+        if "application_credential_name" in cloud:
+            which = {"name": cloud["application_credential_name"], "user": {"name": cloud["username"], **domain}}
+        return {"identity": {"methods": ["application_credential"], "application_credential": {**which, "secret": secret}}}
+    if "system_scope" in cloud:
+        scope: dict[str, Any] = {"system": {"all": True}}
+    elif "domain_name" in cloud:
+        scope = {"domain": {"name": cloud["domain_name"]}}
+    else:
+        scope = {"project": {"name": cloud["project_name"], "domain": {"name": cloud["project_domain_name"]}}}
+    user = {"name": cloud["username"], "password": cloud["password"], **domain}
+    return {"identity": {"methods": ["password"], "password": {"user": user}}, "scope": scope}
 
 
 def _write_clouds(path: Path, record: Keystone, *, in_node: bool) -> None:
