@@ -92,7 +92,7 @@ def install() -> Path:
 
 
 def database(venv: Path) -> Path:
-    """Return a directory with keys and a database in which all are that there is, but for the catalog's endpoints."""
+    """Return a directory with keys, and a database with all projects, users and services, but without their endpoints."""
 
     def build(directory: Path) -> None:
         config = directory / "keystone.conf"
