@@ -1,4 +1,4 @@
-"""A small client of Cinder's API, for the lab's own commands. Without authentication: the token names the project."""
+"""A small client of Cinder's API, for the lab's own commands. Without authentication the token names the project."""
 
 from __future__ import annotations
 
@@ -32,9 +32,12 @@ class Answer:
 class BlockStorage:
     """Cinder's volume API for one project."""
 
-    def __init__(self, endpoint: str, project: str) -> None:
+    def __init__(self, endpoint: str, project: str, *, token: str | None = None, service_token: str | None = None) -> None:
         self._endpoint = endpoint
         self._project = project
+        self._tokens = {"X-Auth-Token": token or f"admin:{project}"}
+        if service_token:
+            self._tokens["X-Service-Token"] = service_token
 
     def request(
         self, method: str, path: str, body: str | None = None, *, microversion: str = MICROVERSION, timeout: float = 60
@@ -43,7 +46,7 @@ class BlockStorage:
         if path != "/" and not path.startswith("/v3"):
             path = f"/v3/{self._project}/{path.lstrip('/')}"
         request = urllib.request.Request(self._endpoint + path, method=method.upper(), headers={
-            "X-Auth-Token": f"admin:{self._project}",
+            **self._tokens,
             "OpenStack-API-Version": f"volume {microversion}",
             "Content-Type": "application/json",
             "Accept": "application/json",

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable, Optional, Protocol
 
-from lablib import guest, lifecycle
+from lablib import cinder, cinder_old, guest, lifecycle
+from lablib.block_storage import BlockStorage
 from lablib.errors import LabError
 from lablib.node import Attachd
 from lablib.state import Lab
@@ -75,6 +76,32 @@ class NodeBench:
         """Cut the node's power, make its disk anew, and delete what Cinder holds."""
         renew_node(self._node)
         self._node.install(self._binary)
+
+
+class CinderBench:
+    """A lab with Keystone and the older Cinder."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+
+    def subject(self) -> Lab:
+        """The lab."""
+        return self._lab
+
+    def left_behind(self) -> list[str]:
+        """What any of its Cinders holds."""
+        return [f"volume {volume['id']} in Cinder" for api in self._cinders() for volume in api.volumes()]
+
+    def renew(self) -> None:
+        """Delete what they hold."""
+        for api in self._cinders():
+            for attachment in api.attachments():
+                api.request("DELETE", f"/attachments/{attachment['id']}")
+            for volume in api.volumes():
+                api.force_delete_volume(volume["id"], 120)
+
+    def _cinders(self) -> list[BlockStorage]:
+        return [cinder.client(self._lab.settings()), cinder_old.client(self._lab)]
 
 
 def left_in_cinder(node: Attachd) -> list[str]:

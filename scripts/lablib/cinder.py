@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import configparser
+import dataclasses
 import os
 import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 
-from lablib import target
+from lablib import keystone, target
 from lablib.block_storage import BlockStorage
 from lablib.cache import artefact, content_key
 from lablib.commands import run, wait_until
@@ -27,6 +28,30 @@ _PATHS_V6 = ["fd00:2::2", "fd00:3::2"]
 DEFAULT_TYPE = "tgt"
 
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """An installed Cinder: the Python that runs it, and where that finds modules and libraries beyond its own."""
+
+    key: str
+    python: Path
+    modules: tuple[Path, ...] = ()
+    libraries: tuple[Path, ...] = ()
+
+    def argv(self, config: Path, *options: str) -> list[str]:
+        """Return the command line of the lab's service."""
+        return [str(self.python), str(_SERVICE / "serve.py"), "--config-file", str(config), *options]
+
+    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
+        """Return an environment for it."""
+        libraries = [base.get("LD_LIBRARY_PATH", ""), *map(str, self.libraries)]
+        return {
+            **base,
+            "PYTHONPATH": ":".join(map(str, (_SERVICE, *self.modules))),
+            "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+
 def install() -> Path:
     """Return the virtual environment with Cinder in it."""
 
@@ -39,17 +64,22 @@ def install() -> Path:
     return artefact("cinder", content_key(_VERSION, _CONSTRAINTS, python), build)
 
 
-def database(venv: Path) -> Path:
+def program() -> Program:
+    """Return the Cinder that everything is tested with."""
+    venv = install()
+    return Program(venv.name, venv / "bin/python")
+
+
+def database(installed: Program) -> Path:
     """Return an empty database with Cinder's tables: making them takes longer than all else at the start."""
 
     def build(directory: Path) -> None:
         config = directory / "cinder.conf"
         config.write_text(f"[database]\nconnection = sqlite:///{directory}/cinder.sqlite\n"
                           f"[DEFAULT]\ntransport_url = fake:/\nstate_path = {directory}\n")
-        run([venv / "bin/python", _SERVICE / "serve.py", "--config-file", config, "--only-database"],
-            timeout=300, nice=True)
+        run(installed.argv(config, "--only-database"), timeout=300, nice=True, env=installed.environment(os.environ))
 
-    built = artefact("cinder-database", content_key(venv.name, _SERVICE / "serve.py"), build)
+    built = artefact("cinder-database", content_key(installed.key, _SERVICE / "serve.py"), build)
     return built / "cinder.sqlite"
 
 
@@ -125,42 +155,51 @@ def configuration(
     return config
 
 
-def _write_config(lab: Lab, settings: Settings, venv: Path) -> Path:
-    directory = lab.cinder_dir
+def with_files_in(
+    lab: Lab, directory: Path, backends: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, str]]:
+    """Return the back ends' options with where their volumes are, and where their targets are described for tgt-admin."""
     volumes = {
         "volume_group": os.path.relpath(directory / "volumes", "/dev"),  # the driver puts "/dev/" before it
         "volumes_dir": str(volumes_dir(lab)),
     }
-    config = configuration(f"{venv}/etc/cinder", str(directory), ("127.0.0.1", settings.cinder_port),
-                           {name: {**volumes, **options} for name, options in backends(settings).items()}, DEFAULT_TYPE)
-    path = directory / "cinder.conf"
-    with open(path, "w") as file:
-        config.write(file)
-    return path
+    return {name: {**volumes, **options} for name, options in backends.items()}
 
 
 def start(lab: Lab, settings: Settings) -> None:
     """Start Cinder and wait until every back end can take a volume."""
     if lab.processes.find(PROCESS):
         return
-    venv, tgt = install(), target.install()
     directory = lab.cinder_dir
-    for name in ("volumes", "targets", "locks", "coordination"):
-        (directory / name).mkdir(parents=True, exist_ok=True)
-    if not (directory / "cinder.sqlite").exists():
-        shutil.copyfile(database(venv), directory / "cinder.sqlite")
-    config = _write_config(lab, settings, venv)
-    environment = {**target.environment(lab, tgt), "PYTHONPATH": str(_SERVICE), "PYTHONDONTWRITEBYTECODE": "1"}
-    log = lab.logs / "cinder.log"
-    process = lab.processes.start(
-        PROCESS, [str(venv / "bin/python"), str(_SERVICE / "serve.py"), "--config-file", str(config)],
-        log=log, env=environment)
+    config = configuration(f"{install()}/etc/cinder", str(directory), ("127.0.0.1", settings.cinder_port),
+                           with_files_in(lab, directory, backends(settings)), DEFAULT_TYPE)
+    if settings.keystone:
+        config["lab"] = {"keystone_listen_port": str(settings.keystone.cinder_port)}
+        config["keystone_authtoken"] = keystone.middleware(settings.keystone)
+    launch(lab, PROCESS, program(), directory, config)
+    prepare(lab, settings, PROCESS, client(settings))
 
-    api = client(settings)
+
+def launch(lab: Lab, name: str, installed: Program, directory: Path, config: configparser.ConfigParser) -> None:
+    """Start a Cinder whose files are in a directory."""
+    for part in (volumes_dir(lab), *(directory / part for part in ("volumes", "locks", "coordination"))):
+        part.mkdir(parents=True, exist_ok=True)
+    if not (directory / "cinder.sqlite").exists():
+        shutil.copyfile(database(installed), directory / "cinder.sqlite")
+    path = directory / "cinder.conf"
+    with open(path, "w") as file:
+        config.write(file)
+    environment = installed.environment(target.environment(lab, target.install()))
+    lab.processes.start(name, installed.argv(path), log=lab.logs / f"{name}.log", env=environment)
+
+
+def prepare(lab: Lab, settings: Settings, name: str, api: BlockStorage) -> None:
+    """Wait until every back end can take a volume, and make the volume types."""
+    log = lab.logs / f"{name}.log"
     names = set(backends(settings))
 
     def ready() -> bool:
-        if not process.alive():
+        if not lab.processes.find(name):
             raise LabError(f"Cinder ended; see {log}")
         return api.answers() and names <= api.pools()
 
@@ -169,14 +208,14 @@ def start(lab: Lab, settings: Settings) -> None:
     api.lift_quota()
 
 
-def stop(lab: Lab) -> bool:
+def stop(lab: Lab, name: str = PROCESS) -> bool:
     """Stop Cinder; its volumes, and their targets in tgtd, stay."""
-    return lab.processes.stop(PROCESS)
+    return lab.processes.stop(name)
 
 
-def pause(lab: Lab, paused: bool) -> None:
+def pause(lab: Lab, paused: bool, name: str = PROCESS) -> None:
     """Freeze Cinder (it accepts connections and answers nothing), or let it go on."""
-    process = lab.processes.find(PROCESS)
+    process = lab.processes.find(name)
     if process is None:
         raise LabError("Cinder does not run; start it with: scripts/lab cinder start")
     process.send(signal.SIGSTOP if paused else signal.SIGCONT)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable
 
-from lablib import cinder, cli_kubernetes, guest, lifecycle, networks, paths, storage
+from lablib import cinder, cinder_old, cli_kubernetes, guest, keystone, lifecycle, networks, paths, storage
 from lablib.block_storage import MICROVERSION, BlockStorage
 from lablib.commands import tail
 from lablib.errors import LabError
@@ -54,14 +54,28 @@ def _print_status(status: dict[str, Any]) -> None:
     print(f"  cinder   {pid(api)}{', paused' if api['paused'] else ''}")
     access(api)
     print(f"  target   {pid(target)}, portals in a node: {' '.join(target['portals'])}")
+    if status["cinder_old"]:
+        print(f"  old      {pid(status['cinder_old'])}, an older Cinder:")
+        access(status["cinder_old"])
     if status["storage"]:
         print(f"  storage  {pid(status['storage'])}, ssh port {status['storage']['ssh_port']}; its Cinder:")
         access(status["storage"]["cinder"])
         print(f"           portals in a node: {' '.join(status['storage']['target']['portals'])}")
+    if status["keystone"]:
+        _print_keystone(status["keystone"])
     if status["kubernetes"]:
         cli_kubernetes.show(status["kubernetes"])
     for name, node in status["nodes"].items():
         print(f"  {name:8} {pid(node)}, {node['address']}, {node['iqn']}, ssh port {node['ssh_port']}")
+
+
+def _print_keystone(status: dict[str, Any]) -> None:
+    running = "not running" if status["pid"] is None else f"pid {status['pid']}"
+    print(f"  keystone {running}, tokens of {status['token_lifetime']} s")
+    print(f"           {status['auth_url']} (in a node: {status['auth_url_in_guest']})")
+    print(f"           {status['cinder']}: the same Cinder, for those who bring a token")
+    print(f"           {status['clouds_file']} (for a node: {status['clouds_file_in_guest']})")
+    print(f"           clouds: {' '.join(status['clouds'])}")
 
 
 def _down(lab: Lab, args: argparse.Namespace) -> int:
@@ -112,20 +126,28 @@ def _storage(lab: Lab) -> Storage:
 
 
 def _client(lab: Lab, args: argparse.Namespace) -> BlockStorage:
-    return storage.client(_storage(lab)) if args.cinder == STORAGE else cinder.client(lab.settings())
+    if args.cinder == STORAGE:
+        return storage.client(_storage(lab))
+    return cinder_old.client(lab) if args.cinder == cinder_old.NAME else cinder.client(lab.settings())
+
+
+def _process(args: argparse.Namespace) -> str:
+    return cinder_old.PROCESS if args.cinder == cinder_old.NAME else cinder.PROCESS
 
 
 def _cinder_stop(lab: Lab, args: argparse.Namespace) -> int:
     if args.cinder == STORAGE:
         storage.control(lab, _storage(lab), "stop")
     else:
-        say("Cinder stopped" if cinder.stop(lab) else "Cinder was not running")
+        say("Cinder stopped" if cinder.stop(lab, _process(args)) else "Cinder was not running")
     return 0
 
 
 def _cinder_start(lab: Lab, args: argparse.Namespace) -> int:
     if args.cinder == STORAGE:
         storage.start_cinder(lab, _storage(lab))
+    elif args.cinder == cinder_old.NAME:
+        cinder_old.start(lab)
     else:
         cinder.start(lab, lab.settings())
     return 0
@@ -135,7 +157,7 @@ def _cinder_pause(lab: Lab, args: argparse.Namespace) -> int:
     if args.cinder == STORAGE:
         storage.control(lab, _storage(lab), "pause")
     else:
-        cinder.pause(lab, True)
+        cinder.pause(lab, True, _process(args))
     return 0
 
 
@@ -143,7 +165,33 @@ def _cinder_resume(lab: Lab, args: argparse.Namespace) -> int:
     if args.cinder == STORAGE:
         storage.control(lab, _storage(lab), "resume")
     else:
-        cinder.pause(lab, False)
+        cinder.pause(lab, False, _process(args))
+    return 0
+
+
+def _keystone_start(lab: Lab, args: argparse.Namespace) -> int:
+    keystone.start(lab, token_lifetime=args.token_lifetime)
+    status = keystone.status(lab)
+    assert status is not None
+    _print_keystone(status)
+    return 0
+
+
+def _keystone_stop(lab: Lab, args: argparse.Namespace) -> int:
+    say("Keystone stopped" if keystone.stop(lab) else "Keystone was not running")
+    return 0
+
+
+def _keystone_clouds(lab: Lab, args: argparse.Namespace) -> int:
+    path = keystone.clouds_file(lab, in_node=args.in_node)
+    if not path.exists():
+        raise LabError(f"Keystone was never started in this lab; start it with: scripts/lab --name {lab.name} keystone start")
+    print(path)
+    return 0
+
+
+def _keystone_token(lab: Lab, args: argparse.Namespace) -> int:
+    print(keystone.token(lab, args.cloud))
     return 0
 
 
@@ -245,8 +293,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("path", type=int, choices=[1, 2])
 
     def asking(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        command.add_argument("--cinder", choices=["host", STORAGE], default="host",
-                             help="which one: this machine's (the default), or that of the storage guest")
+        command.add_argument("--cinder", choices=["host", STORAGE, cinder_old.NAME], default="host", help=(
+            "which one: this machine's (the default), that of the storage guest, or an older one (Debian 12's, on this "
+            f"machine; `cinder start --cinder {cinder_old.NAME}` brings it)"))
         return command
 
     control = group("cinder", "control Cinder, or ask it something")
@@ -262,6 +311,17 @@ def _parser() -> argparse.ArgumentParser:
     request.add_argument("method", metavar="METHOD")
     request.add_argument("path", metavar="PATH", help="below the project, like /attachments; or from /v3/")
     request.add_argument("body", nargs="?", metavar="JSON")
+
+    identity = group("keystone", "a real Keystone, and the same Cinder for those who bring a token of it")
+    begin = add("start", _keystone_start, "start Keystone and wait until it is ready; who there is was made beforehand", identity)
+    begin.add_argument("--token-lifetime", type=int, default=keystone.TOKEN_LIFETIME, metavar="SECONDS",
+                       help="how long its tokens last (default: %(default)s); one that runs with another is started again")
+    add("stop", _keystone_stop, "stop Keystone; Cinder answers 503 to every token", identity)
+    clouds = add("clouds", _keystone_clouds, (
+        "print where the clouds.yaml is, readable by its owner only: a cloud for each user, scope and method"), identity)
+    give = add("token", _keystone_token, "print a new token of one of the clouds", identity)
+    give.add_argument("cloud", metavar="CLOUD")
+    clouds.add_argument("--in-node", action="store_true", help="that for use in a lab node, where Keystone has another address")
 
     volume = group("volume", "create, delete or list volumes")
     create = asking(add("create", _volume_create, "create a volume and print its id", volume))
@@ -280,7 +340,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_kubernetes.add_commands(lambda name, work, text: add(name, work, text, kube))
 
     logs = add("logs", _logs, "show the ends of the logs")
-    logs.add_argument("which", nargs="?", metavar="NAME", help="only those whose name begins so: cinder, tgtd, node1, storage, kube")
+    logs.add_argument("which", nargs="?", metavar="NAME", help="only those whose name begins so: cinder, keystone, tgtd, node1, storage, kube")
     logs.add_argument("-n", "--lines", type=int, default=40)
     return parser
 

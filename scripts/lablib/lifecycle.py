@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Callable
 
-from lablib import cinder, guest, kubernetes, storage, target
+from lablib import cinder, cinder_old, guest, keystone, kubernetes, storage, target
 from lablib.accelerator import accelerator
 from lablib.cache import locked
 from lablib.commands import tail
@@ -19,7 +19,7 @@ from lablib.image import Image, image
 from lablib.packages import ensure_packages
 from lablib.processes import Process
 from lablib.report import say
-from lablib.state import PROJECT_ID, STORAGE, Lab, Node, Settings, Storage, free_port, has_ipv6_loopback
+from lablib.state import PROJECT_ID, STORAGE, Keystone, Lab, Node, Settings, Storage, free_port, has_ipv6_loopback
 
 _LOCK_TIMEOUT = 3600.0
 
@@ -81,7 +81,7 @@ def _start(lab: Lab, wishes: Wishes, timing: _Timing) -> None:
     guest.make_ssh_keys(lab)
     with ThreadPoolExecutor() as pool:
         images = pool.submit(image)
-        programs = pool.submit(lambda: (cinder.database(cinder.install()), target.install()))
+        programs = pool.submit(lambda: (cinder.database(cinder.program()), target.install()))
         settings = _settle(lab, wishes, images)
         work: list[Future[Any]] = [pool.submit(_start_storage, lab, settings, programs, timing)]
         begun = settings.storage if settings.storage and not storage.runs(lab, settings.storage) else None
@@ -104,6 +104,8 @@ def _settle(lab: Lab, wishes: Wishes, images: Future[Image]) -> Settings:
     if settings is None:
         cinder_port = free_port([])
         settings = Settings(accelerator(images.result()), cinder_port, free_port([cinder_port]), has_ipv6_loopback(), {})
+        port = free_port(settings.ports)
+        settings.keystone = Keystone(port, free_port([*settings.ports, port]), keystone.TOKEN_LIFETIME)
     taken = settings.ports
     for number in range(1, wishes.nodes + 1):
         name = f"node{number}"
@@ -126,7 +128,8 @@ def _settle(lab: Lab, wishes: Wishes, images: Future[Image]) -> Settings:
 def _start_storage(lab: Lab, settings: Settings, programs: Future[Any], timing: _Timing) -> None:
     programs.result()
     if not lab.processes.find(target.PROCESS):
-        cinder.stop(lab)  # it exports its volumes again when it starts
+        for name in (cinder.PROCESS, cinder_old.PROCESS):
+            cinder.stop(lab, name)  # it exports its volumes again when it starts
         timing.run("iSCSI target", lambda: target.start(lab, settings, target.install(), cinder.volumes_dir(lab)))
     if not lab.processes.find(cinder.PROCESS):
         timing.run("Cinder", lambda: cinder.start(lab, settings))
@@ -209,7 +212,9 @@ def status(lab: Lab) -> dict[str, Any]:
             "port": settings.iscsi_port,
             "portals": [f"10.0.2.2:{settings.iscsi_port}", f"10.0.3.2:{settings.iscsi_port}"],
         },
+        "cinder_old": _cinder_old_status(settings, running),
         "storage": _storage_status(settings.storage, running) if settings.storage else None,
+        "keystone": keystone.status(lab),
         "kubernetes": kubernetes.status(lab),
         "nodes": nodes,
     }
@@ -223,6 +228,14 @@ def _cinder_access(port: int, types: Iterable[str]) -> dict[str, Any]:
         "token": f"admin:{PROJECT_ID}",
         "volume_types": sorted(types),
     }
+
+
+def _cinder_old_status(settings: Settings, running: Mapping[str, Process]) -> dict[str, Any] | None:
+    if settings.cinder_old_port is None:
+        return None
+    process = running.get(cinder_old.PROCESS)
+    return {"pid": process.pid if process else None,
+            **_cinder_access(settings.cinder_old_port, cinder.volume_types(settings))}
 
 
 def _storage_status(record: Storage, running: Mapping[str, Process]) -> dict[str, Any]:

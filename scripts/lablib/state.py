@@ -65,6 +65,15 @@ class Kubernetes:
 
 
 @dataclasses.dataclass
+class Keystone:
+    """What is recorded of Keystone: its port, and that of Cinder's API for those who bring a token of it."""
+
+    port: int
+    cinder_port: int
+    token_lifetime: int
+
+
+@dataclasses.dataclass
 class Settings:
     """The part of the lab's record that is written to its directory."""
 
@@ -75,6 +84,8 @@ class Settings:
     nodes: dict[str, Node]
     storage: Storage | None = None
     kubernetes: Kubernetes | None = None
+    keystone: Keystone | None = None
+    cinder_old_port: int | None = None
 
     @property
     def ports(self) -> list[int]:
@@ -84,6 +95,10 @@ class Settings:
             taken += [self.storage.ssh_port, self.storage.cinder_port]
         if self.kubernetes:
             taken += [self.kubernetes.api_port, self.kubernetes.etcd_port, self.kubernetes.controller_manager_port]
+        if self.keystone:
+            taken += [self.keystone.port, self.keystone.cinder_port]
+        if self.cinder_old_port:
+            taken.append(self.cinder_old_port)
         return taken
 
 
@@ -101,9 +116,11 @@ class Lab:
         self.ssh_dir = self.directory / "ssh"
         self.share = self.directory / "share"
         self.cinder_dir = self.directory / "cinder"
+        self.cinder_old_dir = self.directory / "cinder-old"
         self.target_dir = self.directory / "target"
         self.links_dir = self.directory / "links"
         self.kubernetes_dir = self.directory / "kubernetes"
+        self.keystone_dir = self.directory / "keystone"
         self.processes = ProcessTable(self.directory / "processes")
         self._settings_file = self.directory / "lab.json"
 
@@ -122,6 +139,8 @@ class Lab:
         record["storage"] = Storage(**storage) if storage else None
         kubernetes = record.get("kubernetes")
         record["kubernetes"] = Kubernetes(**kubernetes) if kubernetes else None
+        keystone = record.get("keystone")
+        record["keystone"] = Keystone(**keystone) if keystone else None
         return Settings(**record)
 
     def settings(self) -> Settings:

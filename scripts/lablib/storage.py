@@ -58,7 +58,7 @@ def _hardware(lab: Lab, storage: Storage) -> guest.Hardware:
         # Only the end of this machine could lose what a guest has flushed, so the host need not write it to its disk.
         drives=[f"file={volumes},format=raw,cache=unsafe,discard=unmap", f"file={squashfs()},format=raw,readonly=on"],
         files={"cinder/cinder.conf": _write_config(directory, storage),
-               "cinder/cinder.sqlite": cinder.database(cinder.install())},
+               "cinder/cinder.sqlite": cinder.database(cinder.program())},
         kernel_arguments="lab.role=storage",
     )
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lablib import cases, chart, guest, kubernetes
+from lablib import cases, chart, cinder_old, guest, keystone, kubernetes
 from lablib.build import build, cargo
 from lablib.cache import artefact, content_key
 from lablib.cluster import ClusterBench
@@ -138,10 +138,17 @@ def _lab(*, nodes: int = 1, storage_guest: bool = False) -> Lab:
 
 
 def real_cinder() -> Tally:
-    """The Cinder client against a real Cinder."""
-    settings = _lab().settings()
-    tally = Tally()
-    env = {"ATTACHD_TEST_CINDER": f"http://127.0.0.1:{settings.cinder_port}", "ATTACHD_TEST_PROJECT": PROJECT_ID}
+    """The Cinder client against a real Cinder, and what it can be given besides: tests/lab/cinder."""
+    lab = _lab()
+    keystone.start(lab)
+    cinder_old.start(lab)
+    tally = _on_the_bench(cases.CinderBench(lab), "tests/lab/cinder", None)
+    env = {
+        "ATTACHD_TEST_CINDER": f"http://127.0.0.1:{lab.settings().cinder_port}",
+        "ATTACHD_TEST_CINDER_OLD": cinder_old.endpoint(lab),
+        "ATTACHD_TEST_PROJECT": PROJECT_ID,
+        "ATTACHD_TEST_CLOUDS": str(keystone.clouds_file(lab)),
+    }
     _cargo_tests(tally, ["--test", "cinder_real", "--", "--ignored"], env)
     return tally
 

@@ -5,9 +5,12 @@ make the database: serve.py --config-file FILE --only-database.
 """
 
 # ruff: noqa: E402  (eventlet's patches come before every other import)
-from cinder import monkey_patch
+try:
+    from cinder.monkey_patch import patch
+except ImportError:  # an older release
+    from eventlet import monkey_patch as patch
 
-monkey_patch.patch()
+patch()
 
 import sys
 
@@ -19,8 +22,18 @@ from cinder.db import migration
 from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_service import service as oslo_service
+from oslo_service import wsgi
 
 CONF = cfg.CONF
+CONF.register_opt(cfg.PortOpt("keystone_listen_port", help="Serve those who bring a token of Keystone here."), group="lab")
+
+
+def api_with_keystone(port):
+    """The API once more, with Keystone's middleware: which it gets is decided when it is loaded."""
+    CONF.set_override("auth_strategy", "keystone")
+    application = wsgi.Loader(CONF).load_app("osapi_volume")
+    CONF.clear_override("auth_strategy")
+    return wsgi.Server(CONF, "osapi_volume_keystone", application, host=CONF.osapi_volume_listen, port=port)
 
 
 def main(arguments):
@@ -46,6 +59,8 @@ def main(arguments):
         launcher.launch_service(service.Service.create(
             host=f"{CONF.host}@{backend}", service_name=backend, binary="cinder-volume", coordination=False))
     launcher.launch_service(service.WSGIService("osapi_volume"))
+    if CONF.lab.keystone_listen_port:
+        launcher.launch_service(api_with_keystone(CONF.lab.keystone_listen_port))
     launcher.wait()
 
 
