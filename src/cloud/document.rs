@@ -234,7 +234,7 @@ mod tests {
             ("a: !!int hunter2\n", 1, ""),
             ("a: !!binary hunter2!\n", 1, ""),
             ("a: &x [*x, hunter2]\n", 1, ""),
-            ("\thunter2: hunter2\n b", 1, ""),
+            ("\thunter2: hunter2\n b", 2, ""),
         ] {
             let error = parse(text).err().unwrap_or_else(|| panic!("{text:?} was accepted"));
             let shown = format!("{error} {error:?}");

@@ -67,7 +67,7 @@ pub enum CloudError {
         what: String,
     },
     /// A setting is wrong.
-    #[error("{origin}: {key}: {what}")]
+    #[error("{}: {what}", place(origin, key))]
     Wrong {
         /// Where it was said.
         origin: Origin,
@@ -84,6 +84,14 @@ pub enum CloudError {
         /// What is missing, and how to say it.
         what: String,
     },
+}
+
+/// An option says its own name.
+fn place(origin: &Origin, key: &str) -> String {
+    match origin {
+        Origin::Option(_) => origin.to_string(),
+        Origin::Line { .. } => format!("{origin}: {key}"),
+    }
 }
 
 impl CloudError {

@@ -85,8 +85,11 @@ struct Service {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 struct Endpoint {
     interface: String,
-    #[serde(default, alias = "region")]
+    #[serde(default)]
     region_id: Option<String>,
+    /// As older Keystones name it; newer ones say both.
+    #[serde(default)]
+    region: Option<String>,
     url: String,
 }
 
@@ -114,10 +117,12 @@ impl Catalog {
                 offered.services.insert(service.r#type.clone());
                 continue;
             }
-            for Endpoint { interface, region_id, url } in &service.endpoints {
-                let region = region_id.as_deref().unwrap_or("no region");
+            for endpoint in &service.endpoints {
+                let (interface, region) =
+                    (&endpoint.interface, endpoint.region().unwrap_or("no region"));
                 // Bare: an address may carry what is nobody's business.
-                let path = Url::parse(url).map(|url| url.path().to_owned()).unwrap_or_default();
+                let path =
+                    Url::parse(&endpoint.url).map(|url| url.path().to_owned()).unwrap_or_default();
                 offered
                     .endpoints
                     .insert(format!("{} {interface} in {region} ({path})", service.r#type));
@@ -128,9 +133,13 @@ impl Catalog {
 }
 
 impl Endpoint {
+    fn region(&self) -> Option<&str> {
+        self.region_id.as_deref().or(self.region.as_deref())
+    }
+
     fn is(&self, wanted: &Wanted) -> bool {
         self.interface.parse() == Ok(wanted.interface)
-            && wanted.region.as_ref().is_none_or(|region| self.region_id.as_ref() == Some(region))
+            && wanted.region.as_deref().is_none_or(|region| self.region() == Some(region))
     }
 
     fn url(&self) -> Option<Url> {
