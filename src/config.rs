@@ -10,29 +10,17 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 
+use crate::cloud;
+
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Options {
-    /// Cinder's endpoint, such as http://cinder.example.org:8776/v3
-    #[arg(long, env = "ATTACHD_CINDER_ENDPOINT", value_name = "URL", global = true)]
-    pub cinder_endpoint: Option<String>,
+    /// Which cloud, and as whom.
+    #[command(flatten)]
+    pub cloud: cloud::Settings,
 
-    /// The project's id, for a Cinder without Keystone (auth_strategy = noauth)
-    #[arg(long, env = "ATTACHD_CINDER_PROJECT", value_name = "ID", global = true)]
-    pub cinder_project: Option<String>,
-
-    /// The user's name, for a Cinder without Keystone
-    #[arg(
-        long,
-        env = "ATTACHD_CINDER_USER",
-        value_name = "NAME",
-        default_value = "attachd",
-        global = true
-    )]
-    pub cinder_user: String,
-
-    /// How long Cinder may take to answer a request, in seconds; four times that where its storage makes
+    /// How long Cinder and Keystone may take to answer a request, in seconds; four times that where its storage makes
     /// or takes away an export
     #[arg(
         long,
@@ -66,7 +54,7 @@ pub struct Options {
     pub allowed_roots: Vec<PathBuf>,
 
     /// The connector's address: an IP address, an interface or a network such as 10.0.2.0/24; by
-    /// default the source address towards Cinder
+    /// default the source address towards Cinder, or towards Keystone where only that one's address is given
     #[arg(long, env = "ATTACHD_CONNECTOR_ADDRESS", value_name = "WHICH", global = true)]
     pub connector_address: Option<String>,
 

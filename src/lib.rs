@@ -19,18 +19,26 @@
 //! | `metrics`      | `attach`, `cinder`, `host`, `model`            |
 //! | `projection`   | `attach`, `crd`, `model`                       |
 //! | `attach`       | `cinder`, `host`, `model`                      |
-//! | `cinder`, `crd`, `host` | `model`                               |
+//! | `config`       | `cloud`                                        |
+//! | `cinder`       | `http`, `keystone`, `model`                    |
+//! | `cloud`        | `http`, `keystone`, `model`                    |
+//! | `keystone`     | `http`, `model`                                |
+//! | `crd`, `host`  | `model`                                        |
+//! | `http`         | nothing of ours                                |
 //! | `testing`      | `attach`, `cinder`, `host`, `model` (feature `testing`) |
 //! | `model`        | nothing of ours                                |
 
 pub mod attach;
 pub mod cinder;
 pub mod cli;
+pub mod cloud;
 pub mod config;
 pub mod controller;
 pub mod crd;
 pub mod health;
 pub mod host;
+pub mod http;
+pub mod keystone;
 pub mod metrics;
 pub mod model;
 pub mod projection;

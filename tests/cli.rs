@@ -7,9 +7,13 @@ const VOLUME: &str = "7a29c609-53cc-4134-830f-6d08a0b9da91";
 
 fn attachd(state: &tempfile::TempDir, arguments: &[&str]) -> Assert {
     let mut command = Command::cargo_bin("attachd").unwrap();
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ATTACHD_")) {
+    for (name, _) in
+        std::env::vars().filter(|(name, _)| name.starts_with("ATTACHD_") || name.starts_with("OS_"))
+    {
         command.env_remove(name);
     }
+    // No clouds.yaml of this machine.
+    command.current_dir(state.path()).env("HOME", state.path());
     command.arg("--state-dir").arg(state.path()).args(arguments).assert()
 }
 
@@ -58,14 +62,39 @@ fn options_that_exclude_each_other_are_a_wrong_command_line() {
 }
 
 #[test]
-fn without_an_endpoint_the_flag_and_the_variable_are_named() {
-    fails(&["attach", VOLUME], 2, &["--cinder-endpoint"]);
-    fails(&["detach", VOLUME], 2, &["--cinder-endpoint"]);
+fn without_a_cloud_the_ways_to_name_one_are_told() {
+    for command in ["attach", "detach"] {
+        let words = ["--os-cloud", "OS_CLOUD", "--os-auth-url", "--os-endpoint", "[CloudUnknown]"];
+        fails(&[command, VOLUME], 2, &words);
+    }
     fails(
-        &["--cinder-endpoint", "http://127.0.0.1:9", "detach", VOLUME],
+        &["--os-auth-type", "none", "--os-endpoint", "http://127.0.0.1:9", "detach", VOLUME],
         2,
-        &["--cinder-project", "ATTACHD_CINDER_PROJECT"],
+        &["--os-project-id", "OS_PROJECT_ID"],
     );
+}
+
+#[test]
+fn a_slip_in_clouds_yaml_is_told_with_file_line_and_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("clouds.yaml");
+    let text =
+        "clouds:\n  a:\n    auth:\n      auth_url: http://127.0.0.1:9\n      passwrod: hunter2\n";
+    std::fs::write(&file, text).unwrap();
+    let file = file.to_str().unwrap();
+    fails(
+        &["--os-client-config-file", file, "attach", VOLUME],
+        2,
+        &[&format!("{file}, line 5: auth.passwrod"), "\"password\"", "[CloudMisconfigured]"],
+    );
+}
+
+#[test]
+fn a_password_in_the_environment_is_in_no_help() {
+    let help =
+        Command::cargo_bin("attachd").unwrap().env("OS_PASSWORD", "hunter2").arg("--help").assert();
+    let text = String::from_utf8_lossy(&help.success().get_output().stdout).into_owned();
+    assert!(text.contains("OS_PASSWORD") && !text.contains("hunter2"), "{text}");
 }
 
 #[test]

@@ -145,7 +145,7 @@ class Attachd:
 
     def environment(self, **more: str) -> list[str]:
         """The command prefix that points attachd at this lab's Cinder."""
-        settings = {"ATTACHD_CINDER_ENDPOINT": self.endpoint, "ATTACHD_CINDER_PROJECT": self.project, **more}
+        settings = {"OS_AUTH_TYPE": "none", "OS_ENDPOINT": self.endpoint, "OS_PROJECT_ID": self.project, **more}
         return ["env", *(f"{key}={value}" for key, value in settings.items())]
 
     def command(self, *arguments: str, **environment: str) -> list[str]:

@@ -56,7 +56,7 @@ def host(path: str, propagation: str = "None", **more: str) -> Mount:
 
 def attachd_spec(node: Attachd, command: Sequence[str], **env: str) -> PodSpec:
     """attachd with all that it needs to drive the host."""
-    settings = {"ATTACHD_CINDER_ENDPOINT": node.endpoint, "ATTACHD_CINDER_PROJECT": node.project,
+    settings = {"OS_AUTH_TYPE": "none", "OS_ENDPOINT": node.endpoint, "OS_PROJECT_ID": node.project,
                 "ATTACHD_HOST_ROOT": "/proc/1/root", "ATTACHD_NODE_NAME": node.name, "ATTACHD_ALLOWED_ROOTS": "/mnt", **env}
     mounts = [host("/dev"), host("/var/lib/attachd", "Bidirectional", type="DirectoryOrCreate"),
               host("/mnt", "Bidirectional", type="Directory"),

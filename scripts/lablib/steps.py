@@ -128,7 +128,7 @@ def cinder_paused(node: Attachd) -> Iterator[None]:
 
 @contextmanager
 def proxied(node: Attachd) -> Iterator[Proxy]:
-    """A proxy before Cinder; pass `ATTACHD_CINDER_ENDPOINT=proxy.endpoint_in_node` to attachd."""
+    """A proxy before Cinder; pass `OS_ENDPOINT=proxy.endpoint_in_node` to attachd."""
     with before_cinder(node.cinder_port) as proxy:
         yield proxy
 

@@ -11,9 +11,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
 use super::{Answered, CinderError, Microversion, Operation};
-
-/// Longest message of Cinder that an error quotes, in characters.
-const MAX_MESSAGE: usize = 400;
+use crate::http::{Received, one_line};
 
 pub(super) const VERSION_HEADER: HeaderName = HeaderName::from_static("openstack-api-version");
 pub(super) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-openstack-request-id");
@@ -38,6 +36,14 @@ struct Fault {
 }
 
 impl Answer {
+    pub(super) fn new(
+        operation: Operation,
+        asked: Option<Microversion>,
+        Received { status, headers, body }: Received,
+    ) -> Self {
+        Self { operation, asked, status, headers, body }
+    }
+
     fn header(&self, name: &HeaderName) -> Option<&str> {
         self.headers.get(name)?.to_str().ok().filter(|text| text.len() <= 200)
     }
@@ -182,24 +188,6 @@ impl Answer {
     }
 }
 
-/// Bounded, on one line, without the markup that the router puts in.
-fn one_line(text: &str) -> String {
-    let plain = text.replace("<br />", " ");
-    let mut line = String::new();
-    for word in plain.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty())
-    {
-        if !line.is_empty() {
-            line.push(' ');
-        }
-        line.push_str(word);
-    }
-    if line.chars().count() > MAX_MESSAGE {
-        line = line.chars().take(MAX_MESSAGE).collect();
-        line.push('…');
-    }
-    line
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -330,15 +318,6 @@ mod tests {
         let error = delete(200, &[], r#"{"attachment": "U9NXSokWDwu4nkjk"}"#);
         let shown = error.json::<std::collections::BTreeMap<String, u8>>().unwrap_err().to_string();
         assert!(shown.contains("another type") && !shown.contains("U9NX"), "{shown}");
-    }
-
-    #[test]
-    fn a_message_is_one_bounded_line() {
-        let body = serde_json::json!({"badRequest": {"message": format!("a\n\tb\u{7} {}", "x".repeat(9999))}});
-        let error = delete(400, &[], &body.to_string()).success().err().unwrap();
-        let message = &error.answered().unwrap().message;
-        assert!(message.starts_with("a b xxx") && message.ends_with('…'), "{message}");
-        assert_eq!(message.chars().count(), MAX_MESSAGE + 1);
     }
 
     #[test]

@@ -11,7 +11,10 @@ use super::{
     transport::{Call, Transport},
     wire::{AttachmentAnswer, AttachmentsAnswer, Body, VolumeAnswer, WireSummary},
 };
-use crate::model::{AccessMode, AttachmentId, Connector, VolumeId};
+use crate::{
+    http::Tls,
+    model::{AccessMode, AttachmentId, Connector, VolumeId},
+};
 
 /// Limits of a [`Client`].
 #[derive(Debug, Clone)]
@@ -24,6 +27,8 @@ pub struct ClientConfig {
     /// The same for an update and a delete, in which the storage back end makes or takes away the
     /// volume's export: seconds to a minute (Cinder's own `rpc_response_timeout` is 60 s).
     pub export_timeout: Duration,
+    /// Certificates.
+    pub tls: Tls,
     /// How often a request is sent that may be repeated. A reservation is sent once.
     pub tries: u32,
     /// The pause after the first try; it doubles from there.
@@ -38,6 +43,7 @@ impl Default for ClientConfig {
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(30),
             export_timeout: Duration::from_mins(2),
+            tls: Tls::default(),
             tries: 3,
             first_pause: Duration::from_millis(250),
             highest_version: PREFERRED,
@@ -69,7 +75,7 @@ impl Client {
     /// A client; nothing is sent yet.
     ///
     /// # Errors
-    /// [`CinderError::NoHttpClient`]: the machine has no CA certificates.
+    /// [`CinderError::Http`]: certificates can't be read, or the machine has none.
     pub fn new(auth: Auth, config: ClientConfig) -> Result<Self, CinderError> {
         Ok(Self { transport: Transport::new(auth, config)? })
     }
@@ -77,6 +83,15 @@ impl Client {
     /// The API version in use: the wanted one, until the cloud refused it.
     pub fn version(&self) -> Microversion {
         self.transport.version()
+    }
+
+    /// Whether we are a service to Cinder: its own kind of token goes along with each request, and it
+    /// deletes attachments that name an instance without asking Nova.
+    ///
+    /// # Errors
+    /// [`CinderError::Keystone`]: there is no token.
+    pub async fn is_service(&self) -> Result<bool, CinderError> {
+        self.transport.is_service().await
     }
 
     async fn send(

@@ -1,10 +1,11 @@
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use super::{Microversion, Operation};
-use crate::model::Retry;
-
-/// What the HTTP client says, for the chain of causes only: what matters of it is in the variant.
-pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+use crate::{
+    http::{Cause, HttpError},
+    keystone::KeystoneError,
+    model::Retry,
+};
 
 /// Cinder refused, failed, or could not be asked. Carries no secret: neither tokens nor bodies.
 #[derive(Debug, thiserror::Error)]
@@ -15,9 +16,12 @@ pub enum CinderError {
         /// What is wrong.
         what: String,
     },
-    /// The HTTP client can't be made.
-    #[error("cannot make an HTTP client; are CA certificates installed (ca-certificates)?")]
-    NoHttpClient(#[source] Cause),
+    /// No HTTP client can be made.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// Keystone gave no token, or no endpoint; nothing was sent to Cinder.
+    #[error(transparent)]
+    Keystone(Arc<KeystoneError>),
     /// No connection; nothing was sent.
     #[error(
         "cannot reach Cinder at {url} to {operation}; check the endpoint, the network and the server's certificate"
@@ -179,7 +183,8 @@ impl CinderError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Configuration { .. } => "CinderMisconfigured",
-            Self::NoHttpClient(_) => "NoHttpClient",
+            Self::Http(error) => error.reason(),
+            Self::Keystone(error) => error.reason(),
             Self::Unreachable { .. } => "CinderUnreachable",
             Self::Disconnected { .. } => "CinderDisconnected",
             Self::TimedOut { .. } => "CinderTimedOut",
@@ -201,10 +206,10 @@ impl CinderError {
     pub fn retry(&self) -> Retry {
         match self {
             Self::Configuration { .. }
-            | Self::NoHttpClient(_)
-            | Self::Unauthorized(_)
+            | Self::Http(_)
             | Self::Forbidden(_)
             | Self::TooOld { .. } => Retry::OnChange,
+            Self::Keystone(error) => error.retry(),
             Self::NotFound(answered) => match answered.operation {
                 // The volume: somebody must name another one.
                 Operation::Discover | Operation::ShowVolume(_) | Operation::Reserve(_) => {
@@ -220,6 +225,8 @@ impl CinderError {
             Self::Unreachable { .. }
             | Self::Disconnected { .. }
             | Self::TimedOut { .. }
+            // Tokens and credentials are renewed.
+            | Self::Unauthorized(_)
             | Self::Refused(_)
             | Self::Conflict(_)
             | Self::HeldByNova { .. }
@@ -234,7 +241,8 @@ impl CinderError {
     pub fn nothing_was_created(&self) -> bool {
         match self {
             Self::Configuration { .. }
-            | Self::NoHttpClient(_)
+            | Self::Http(_)
+            | Self::Keystone(_)
             | Self::Unreachable { .. }
             | Self::Unauthorized(_)
             | Self::Forbidden(_)
@@ -263,7 +271,8 @@ impl CinderError {
             | Self::Overloaded { answered, .. }
             | Self::Nonsense { answered, .. } => Some(answered),
             Self::Configuration { .. }
-            | Self::NoHttpClient(_)
+            | Self::Http(_)
+            | Self::Keystone(_)
             | Self::Unreachable { .. }
             | Self::Disconnected { .. }
             | Self::TimedOut { .. }

@@ -7,6 +7,7 @@
 //! list.rs       filters and pages
 //!    │ Call
 //! transport.rs  agrees on a version when refused, repeats what may be repeated, sends
+//!    │ Access     auth.rs: the endpoint and the token, from Keystone or as told
 //!    │ Answer
 //! answer.rs     an answer becomes a value or an error
 //! ```
@@ -19,7 +20,6 @@
 
 mod answer;
 mod auth;
-mod backoff;
 mod client;
 mod error;
 mod list;
@@ -35,9 +35,9 @@ use uuid::Uuid;
 
 use crate::model::{AccessMode, AttachmentId, Connector, VolumeId};
 
-pub use auth::Auth;
+pub use auth::{Auth, KeystoneAuth, Standalone, service_types};
 pub use client::{Client, ClientConfig};
-pub use error::{Answered, Cause, CinderError};
+pub use error::{Answered, CinderError};
 pub use list::ListQuery;
 pub use microversion::{Microversion, MicroversionError, PREFERRED};
 pub use operation::Operation;

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use reqwest::{
-    Method,
-    header::{ACCEPT, CONTENT_TYPE, HeaderValue},
+    Method, StatusCode,
+    header::{ACCEPT, CONTENT_TYPE},
 };
 use tracing::{debug, info};
 use uuid::Uuid;
@@ -12,18 +12,15 @@ use uuid::Uuid;
 use super::{
     Auth, CinderError, ClientConfig, Microversion, Operation,
     answer::{Answer, REQUEST_ID_HEADER, VERSION_HEADER},
-    auth::below,
-    backoff::{LONGEST_PAUSE, pause},
+    auth::{Access, below},
     microversion::{InUse, NoCommonVersion},
     wire::{Body, VersionsAnswer},
 };
-
-/// Longest body that is read. A page of a thousand attachments with two portals each takes 1 MB.
-const MAX_BODY: usize = 4 << 20;
-
-/// Shorter than the time after which servers close an idle connection (Apache: 5 s), so that no
-/// reservation is sent into a closing one.
-const IDLE: Duration = Duration::from_secs(4);
+use crate::http::{
+    Http,
+    backoff::{LONGEST_PAUSE, pause},
+    receive,
+};
 
 /// One operation, before it has a version.
 pub(super) struct Call<'a> {
@@ -53,7 +50,7 @@ impl Operation {
 
 #[derive(Debug)]
 pub(super) struct Transport {
-    http: reqwest::Client,
+    http: Http,
     auth: Auth,
     config: ClientConfig,
     version: InUse,
@@ -61,22 +58,10 @@ pub(super) struct Transport {
 
 impl Transport {
     pub(super) fn new(auth: Auth, config: ClientConfig) -> Result<Self, CinderError> {
-        // reqwest finds its TLS in the process-wide default. Another part of the program may have
-        // set it already: to the same, since only ring is compiled in.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("attachd/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(config.connect_timeout)
-            .pool_idle_timeout(IDLE);
-        if auth.is_loopback() {
-            builder = builder.no_proxy();
+        let http = Http::new(&config.tls, config.connect_timeout, "Cinder")?;
+        if let Some(endpoint) = auth.endpoint() {
+            http.client(endpoint)?;
         }
-        if auth.is_plain_http() {
-            // Where nothing is encrypted nothing is verified: a node without CA certificates will do.
-            builder = builder.tls_certs_only([]);
-        }
-        let http = builder.build().map_err(|error| CinderError::NoHttpClient(error.into()))?;
         let version = InUse::new(config.highest_version);
         Ok(Self { http, auth, config, version })
     }
@@ -84,6 +69,11 @@ impl Transport {
     /// The version that the next request is sent in.
     pub(super) fn version(&self) -> Microversion {
         self.version.get()
+    }
+
+    /// Whether our token goes along as a service's.
+    pub(super) async fn is_service(&self) -> Result<bool, CinderError> {
+        self.auth.is_service().await
     }
 
     /// Sends a call and gives the answer of a success. Asks for the wanted version at once; only
@@ -153,7 +143,7 @@ impl Transport {
         let mut done = 0;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let outcome = self.send_once(call, version, &request_id, limit.min(left)).await;
+            let outcome = self.send_as_us(call, version, &request_id, limit.min(left)).await;
             let Some(wish) = wish_to_repeat(&outcome) else { return outcome };
             let pause = wish.max(pause(self.config.first_pause, done));
             let left = deadline.saturating_duration_since(Instant::now());
@@ -167,15 +157,35 @@ impl Transport {
         }
     }
 
-    async fn send_once(
+    /// Sends with a token, and where that is refused once more with another one: also a
+    /// reservation, since a 401 means that nothing was done.
+    async fn send_as_us(
         &self,
         call: &Call<'_>,
         version: Option<Microversion>,
         request_id: &str,
         limit: Duration,
     ) -> Result<Answer, CinderError> {
+        let access = self.auth.access(None).await?;
+        let token = access.token.clone();
+        let answer = self.send_once(call, version, request_id, limit, access).await?;
+        if answer.status != StatusCode::UNAUTHORIZED || token.is_none() {
+            return Ok(answer);
+        }
+        debug!(operation = %call.operation, "Cinder refused the token: asking for another one");
+        let access = self.auth.access(token.as_ref()).await?;
+        self.send_once(call, version, request_id, limit, access).await
+    }
+
+    async fn send_once(
+        &self,
+        call: &Call<'_>,
+        version: Option<Microversion>,
+        request_id: &str,
+        limit: Duration,
+        access: Access,
+    ) -> Result<Answer, CinderError> {
         let operation = call.operation;
-        let access = self.auth.access().await?;
         let mut url = match version {
             Some(_) => below(&access.project, &call.path),
             None => access.versions,
@@ -183,21 +193,23 @@ impl Transport {
         if !call.query.is_empty() {
             url.query_pairs_mut().extend_pairs(&call.query);
         }
-        let unusable = |what: &str| CinderError::Configuration { what: what.to_owned() };
-        let mut token = HeaderValue::from_str(access.token.expose())
-            .map_err(|_| unusable("the token can't be an HTTP header"))?;
-        token.set_sensitive(true);
         let mut request = self
             .http
+            .client(&url)?
             .request(call.method.clone(), url.clone())
             .timeout(limit)
             .header(ACCEPT, "application/json")
             .header(REQUEST_ID_HEADER, request_id)
-            .header("x-auth-token", token);
+            .headers(access.headers);
+        if let Some((user, password)) = access.basic {
+            request = request.basic_auth(user, Some(password.expose()));
+        }
         if let Some(version) = version {
             request = request.header(VERSION_HEADER, format!("volume {version}"));
             let body = call.body.render(version);
-            let body = body.map_err(|_| unusable("the connector can't be written as JSON"))?;
+            let body = body.map_err(|_| CinderError::Configuration {
+                what: "the connector can't be written as JSON".to_owned(),
+            })?;
             if let Some(body) = body {
                 request = request.header(CONTENT_TYPE, "application/json").body(body);
             }
@@ -207,9 +219,9 @@ impl Transport {
         let ms = started.elapsed().as_millis();
         let (method, path) = (&call.method, url.path().to_owned());
         match received {
-            Ok((status, headers, body)) => {
-                let answer = Answer { operation, asked: version, status, headers, body };
-                debug!(%method, path, status = status.as_u16(), request_id = answer.request_id(), ms, "Cinder answered");
+            Ok(received) => {
+                let answer = Answer::new(operation, version, received);
+                debug!(%method, path, status = answer.status.as_u16(), request_id = answer.request_id(), ms, "Cinder answered");
                 Ok(answer)
             }
             Err(source) => {
@@ -229,22 +241,6 @@ impl Transport {
             }
         }
     }
-}
-
-type Received = (reqwest::StatusCode, reqwest::header::HeaderMap, Option<Vec<u8>>);
-
-/// Reads the answer; a body that is too long is left unread.
-async fn receive(request: reqwest::RequestBuilder) -> Result<Received, reqwest::Error> {
-    let mut response = request.send().await?;
-    let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        if body.len() + chunk.len() > MAX_BODY {
-            return Ok((status, headers, None));
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok((status, headers, Some(body)))
 }
 
 /// Whether to try again, and how long Cinder wants us to wait at least.

@@ -1,17 +1,18 @@
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
-use url::Url;
 
 use super::exit::Failure;
 use crate::{
     attach::{Engine, EngineConfig, Ledger},
-    cinder::{Auth, BlockStorage, Client, ClientConfig},
+    cinder::{Auth, BlockStorage, CinderError, Client, ClientConfig, service_types},
+    cloud::{Cloud, Identity, Places},
     config::Options,
     host::{AddressSource, HostNamespaces, LinuxConfig, LinuxHost, exec::RealExecutor},
+    keystone::{Reload, Session, SessionConfig, Wanted},
     metrics::{Measured, Metrics},
 };
 
@@ -24,26 +25,67 @@ pub(super) type NodeEngine = Engine<LinuxHost, Client>;
 /// The same, measured.
 pub(super) type MeasuredEngine = Engine<LinuxHost, Measured<Client>>;
 
+/// The cloud that was asked for, looked up once: its files are read.
+fn cloud(options: &Options) -> Result<Cloud, Failure> {
+    Ok(Cloud::find(&options.cloud, &Places::usual(&options.cloud))?)
+}
+
+/// The Cinder of the cloud that was asked for.
 pub(super) fn client(options: &Options) -> Result<Client, Failure> {
-    let missing = |flag: &str, variable: &str| {
-        Failure::Usage(format!("where is Cinder? Give {flag} or set {variable}"))
-    };
-    let endpoint = options
-        .cinder_endpoint
-        .as_deref()
-        .ok_or_else(|| missing("--cinder-endpoint", "ATTACHD_CINDER_ENDPOINT"))?;
-    let project = options
-        .cinder_project
-        .as_deref()
-        .ok_or_else(|| missing("--cinder-project", "ATTACHD_CINDER_PROJECT"))?;
-    let auth = Auth::no_auth(endpoint, project, &options.cinder_user)?;
+    client_of(options, cloud(options)?)
+}
+
+fn client_of(options: &Options, cloud: Cloud) -> Result<Client, Failure> {
     let (request_timeout, export_timeout) = options.cinder_timeouts();
-    let config = ClientConfig { request_timeout, export_timeout, ..ClientConfig::default() };
+    let tls = cloud.tls.clone();
+    let auth = auth(options, cloud)?;
+    let config = ClientConfig { request_timeout, export_timeout, tls, ..ClientConfig::default() };
     Ok(Client::new(auth, config)?)
 }
 
-/// The address that goes into the connector: as told, else the source address towards Cinder.
-fn address(options: &Options) -> Result<AddressSource, Failure> {
+fn auth(options: &Options, cloud: Cloud) -> Result<Auth, Failure> {
+    let Cloud { identity, service, tls } = cloud;
+    let credentials = match identity {
+        Identity::Standalone { endpoint, project_id, user, password: None } => {
+            return Ok(Auth::no_auth(&endpoint, &project_id, &user)?);
+        }
+        Identity::Standalone { endpoint, project_id, user, password: Some(password) } => {
+            return Ok(Auth::basic(&endpoint, &project_id, &user, password)?);
+        }
+        Identity::Keystone(credentials) => credentials,
+    };
+    let (request_timeout, _) = options.cinder_timeouts();
+    let config = SessionConfig { request_timeout, tls, ..SessionConfig::default() };
+    let session = Session::new(credentials, Some(reload(options)), config);
+    let session = Arc::new(session.map_err(CinderError::from)?);
+    let wanted = Wanted {
+        types: service_types(service.service_type.as_deref()),
+        region: service.region,
+        interface: service.interface,
+    };
+    Ok(Auth::keystone(session, wanted, service.endpoint.as_deref())?)
+}
+
+/// A Secret may be rotated under a daemon.
+fn reload(options: &Options) -> Reload {
+    let settings = options.cloud.clone();
+    Arc::new(move || match Cloud::find(&settings, &Places::usual(&settings)) {
+        Ok(Cloud { identity: Identity::Keystone(credentials), .. }) => Some(credentials),
+        Ok(Cloud { identity: Identity::Standalone { .. }, .. }) => {
+            tracing::warn!(
+                "the cloud's files name no Keystone any more: restart attachd to follow them"
+            );
+            None
+        }
+        Err(error) => {
+            tracing::warn!("the credentials can't be read anew: {error}");
+            None
+        }
+    })
+}
+
+/// The address that goes into the connector: as told, else the source address towards the cloud.
+fn address(options: &Options, cloud: Option<&Cloud>) -> Result<AddressSource, Failure> {
     if let Some(which) = &options.connector_address {
         return Ok(match (which.parse(), which.parse()) {
             (Ok(address), _) => AddressSource::Fixed(address),
@@ -51,13 +93,15 @@ fn address(options: &Options) -> Result<AddressSource, Failure> {
             _ => AddressSource::Interface(which.clone()),
         });
     }
-    let endpoint = options.cinder_endpoint.as_deref().and_then(|text| Url::parse(text).ok());
-    let host =
-        endpoint.as_ref().and_then(|url| Some((url.host_str()?, url.port_or_known_default()?)));
+    let url = match cloud {
+        Some(cloud) => cloud.address(),
+        None => self::cloud(options)?.address(),
+    };
+    let host = url.as_ref().and_then(|url| Some((url.host_str()?, url.port_or_known_default()?)));
     match host {
         Some((host, port)) => Ok(AddressSource::Towards { host: host.to_owned(), port }),
         None => Err(Failure::Usage(
-            "which address has this node? Give --connector-address, or --cinder-endpoint to take the one towards Cinder"
+            "which address has this node? Give --connector-address, since the cloud's settings name no host"
                 .to_owned(),
         )),
     }
@@ -81,7 +125,7 @@ fn linux(options: &Options, address: AddressSource) -> Result<LinuxHost, Failure
 }
 
 pub(super) fn host(options: &Options) -> Result<LinuxHost, Failure> {
-    linux(options, address(options)?)
+    linux(options, address(options, None)?)
 }
 
 /// The node for a look at its devices, which needs no address.
@@ -90,7 +134,7 @@ pub(super) fn host_for_inspection(options: &Options) -> Result<LinuxHost, Failur
 }
 
 pub(super) fn engine(options: &Options) -> Result<NodeEngine, Failure> {
-    engine_over(options, client(options)?)
+    engine_over(options, |client| client)
 }
 
 /// The engine of a daemon, whose requests to Cinder are measured.
@@ -98,16 +142,19 @@ pub(super) fn measured_engine(
     options: &Options,
     metrics: &Metrics,
 ) -> Result<MeasuredEngine, Failure> {
-    engine_over(options, Measured::new(client(options)?, metrics.clone()))
+    engine_over(options, |client| Measured::new(client, metrics.clone()))
 }
 
 fn engine_over<C: BlockStorage>(
     options: &Options,
-    cinder: C,
+    over: impl FnOnce(Client) -> C,
 ) -> Result<Engine<LinuxHost, C>, Failure> {
+    let cloud = cloud(options)?;
+    let host = linux(options, address(options, Some(&cloud))?)?;
+    let cinder = over(client_of(options, cloud)?);
     let ledger = Ledger::open(&options.state_dir)?;
     let config = EngineConfig { patience: options.patience(), ..EngineConfig::default() };
-    Ok(Engine::new(host(options)?, cinder, ledger, config))
+    Ok(Engine::new(host, cinder, ledger, config))
 }
 
 /// The API server of the Pod's service account, or of KUBECONFIG. Doesn't ask it anything yet.

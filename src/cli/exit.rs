@@ -6,6 +6,7 @@ use super::output;
 use crate::{
     attach::{AttachError, LedgerError},
     cinder::CinderError,
+    cloud::CloudError,
     host::HostError,
 };
 
@@ -14,9 +15,9 @@ pub(super) const HELP: &str = "\
 Exit codes:
     0  done, or nothing to do
     1  another failure
-    2  the command line is wrong
+    2  the command line or the cloud's settings are wrong
     3  refused: the volume, the node or the request does not allow it; nothing was changed, or it was taken back
-    4  Cinder failed, refused or could not be reached
+    4  Cinder or Keystone failed, refused or could not be reached
     5  the node failed: a device, a session, a map, a mount
     6  something is left half done and is in the ledger; attachd detach VOLUME goes on from there
     7  the ledger can't be used, or another attachd works on the volume
@@ -29,6 +30,8 @@ pub(super) enum Failure {
     Attach(Box<AttachError>),
     #[error(transparent)]
     Cinder(#[from] CinderError),
+    #[error(transparent)]
+    Cloud(#[from] CloudError),
     #[error(transparent)]
     Host(#[from] HostError),
     #[error(transparent)]
@@ -54,7 +57,7 @@ impl Failure {
             Self::Cinder(_) => 4,
             Self::Host(_) => 5,
             Self::Ledger(_) => 7,
-            Self::Usage(_) => 2,
+            Self::Cloud(_) | Self::Usage(_) => 2,
             Self::Other(_) | Self::Write(_) => 1,
         }
     }
@@ -63,6 +66,7 @@ impl Failure {
         match self {
             Self::Attach(error) => Some(error.reason()),
             Self::Cinder(error) => Some(error.reason()),
+            Self::Cloud(error) => Some(error.reason()),
             Self::Host(error) => Some(error.reason()),
             Self::Ledger(error) => Some(error.reason()),
             Self::Usage(_) | Self::Other(_) | Self::Write(_) => None,

@@ -6,6 +6,7 @@ use super::{Format, context, exit::Failure, output};
 use crate::{
     attach::{Chain, Inventory, Ledger, OtherSession},
     cinder::BlockStorage as _,
+    cloud::CloudError,
     config::Options,
     host::Host as _,
     model::{ScsiDevice, Session, VolumeId},
@@ -42,7 +43,11 @@ impl Inspect {
 
 /// Adds Cinder's word where Cinder can be asked; the node's side is worth showing without it.
 async fn ask_cinder(options: &Options, inventory: &mut Inventory) {
-    let Ok(cinder) = context::client(options) else { return };
+    let cinder = match context::client(options) {
+        Ok(cinder) => cinder,
+        Err(Failure::Cloud(CloudError::Unsaid { .. })) => return,
+        Err(failure) => return tracing::warn!("Cinder is not asked: {failure}"),
+    };
     for chain in &mut inventory.attachments {
         let Some(id) = chain.attachment else { continue };
         match cinder.attachment(id).await {

@@ -92,10 +92,11 @@ def test_the_schema_knows_every_value_and_refuses_others_everywhere(_: Chart) ->
 
 
 def test_the_agent_has_every_variable_and_option_that_it_gets(chart: Chart) -> None:
-    source = "".join(path.read_text() for path in [PROJECT_DIR / "src/config.rs", *PROJECT_DIR.glob("src/cli/*.rs")])
+    places = [PROJECT_DIR / "src/config.rs", PROJECT_DIR / "src/cloud/settings.rs", *PROJECT_DIR.glob("src/cli/*.rs")]
+    source = "".join(path.read_text() for path in places)
     expect(re.search(r"\bkubernetes: bool,", source), "attachd run has no --kubernetes")
-    known = set(re.findall(r'env = "(ATTACHD_\w+)"', source))
-    used = {name for values in VALUES for name in _environment(chart, values) if name.startswith("ATTACHD_")}
+    known = set(re.findall(r'env = "((?:ATTACHD|OS)_\w+)"', source))
+    used = {name for values in VALUES for name in _environment(chart, values) if name.startswith(("ATTACHD_", "OS_"))}
     expect(used <= known, f"attachd has no {sorted(used - known)}")
     expect(len(used) >= 12, f"only {sorted(used)} are set")
 
@@ -110,6 +111,20 @@ def test_no_secret_is_in_the_environment_or_the_arguments(chart: Chart) -> None:
         expect(agent["args"] == ["run", "--kubernetes"], f"the arguments are {agent['args']}")
         kinds = {item["kind"] for item in chart.objects(values)}
         expect("Secret" not in kinds, "the chart makes a Secret")
+
+
+def test_the_cloud_s_credentials_are_a_file_that_root_alone_reads(chart: Chart) -> None:
+    pod, agent = _pod(chart, "everything"), _agent(chart, "everything")
+    [volume] = [item for item in pod["volumes"] if "secret" in item]
+    expect(volume["secret"] == {"secretName": "openstack", "defaultMode": 0o400,
+                                "items": [{"key": "production.yaml", "path": "clouds.yaml"}]}, str(volume))
+    [mount] = [item for item in agent["volumeMounts"] if item["name"] == volume["name"]]
+    expect(mount["readOnly"] and "subPath" not in mount, f"{mount}: a change of the Secret must arrive")
+    environment = _environment(chart, "everything")
+    expect(environment["OS_CLIENT_CONFIG_FILE"] == f"{mount['mountPath']}/clouds.yaml", str(environment))
+    expect(environment["OS_CLOUD"] == "storage" and "OS_ENDPOINT" not in environment, str(environment))
+    alone = _environment(chart, "minimal")
+    expect(alone["OS_AUTH_TYPE"] == "none" and "OS_CLIENT_CONFIG_FILE" not in alone, str(alone))
 
 
 def test_the_agent_sees_the_node_and_no_more(chart: Chart) -> None:

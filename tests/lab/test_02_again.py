@@ -134,7 +134,7 @@ def test_a_reservation_whose_answer_was_lost_is_named_or_found_again_by_its_inst
         def killed_while_it_reserves(*arguments: str) -> None:
             proxy.answered.clear()
             run = pool.submit(node.run, "attach", v, "--mount", MOUNT, *arguments,
-                              ATTACHD_CINDER_ENDPOINT=proxy.endpoint_in_node)
+                              OS_ENDPOINT=proxy.endpoint_in_node)
             wait_for(proxy, "POST", "/attachments", 90)
             node.shell("pkill -KILL -x attachd")
             expect(run.result().code == 137, f"attachd was not killed: {run.result()}")

@@ -34,7 +34,7 @@ def test_a_wrong_command_line_is_refused_with_exit_code_2(node: Attachd) -> None
     ]:
         refused(node, 2, words, *arguments)
     nowhere = node.execute(["/usr/local/bin/attachd", "attach", _UNKNOWN])
-    expect(nowhere.code == 2 and "--cinder-endpoint" in nowhere.stderr, f"without an endpoint: {nowhere}")
+    expect(nowhere.code == 2 and "--os-endpoint" in nowhere.stderr, f"without a cloud: {nowhere}")
 
 
 def test_a_volume_that_is_not_there_or_not_available_is_refused(node: Attachd) -> None:
@@ -114,7 +114,7 @@ def test_a_cinder_that_is_away_frozen_or_not_cinder_is_told_apart(node: Attachd)
                  ["does not accept our credentials"]),
             ]:
                 proxy.behaviour.instead = lambda method, path, reply=reply: reply
-                refused(node, 4, words, "attach", v, "--mount", MOUNT, ATTACHD_CINDER_ENDPOINT=proxy.endpoint_in_node)
+                refused(node, 4, words, "attach", v, "--mount", MOUNT, OS_ENDPOINT=proxy.endpoint_in_node)
             expect(proxy.writes() == [], f"requests that change something: {proxy.writes()}")
         nothing_left(node, v)
 
@@ -127,7 +127,7 @@ def test_a_volume_that_is_not_iscsi_is_named_and_its_attachment_taken_back(node:
 
 def test_a_storage_that_fails_or_lies_leaves_nothing_behind(node: Attachd) -> None:
     with volume(node) as v, proxied(node) as proxy:
-        through = {"ATTACHD_CINDER_ENDPOINT": proxy.endpoint_in_node}
+        through = {"OS_ENDPOINT": proxy.endpoint_in_node}
         fault = Reply(500, b'{"computeFault": {"code": 500, "message": "The server has either erred"}}', "application/json")
 
         # The back end fails when it is asked to export.
@@ -164,7 +164,7 @@ def test_a_storage_that_fails_or_lies_leaves_nothing_behind(node: Attachd) -> No
 
 def test_what_could_not_be_taken_back_is_in_the_ledger_and_detach_goes_on(node: Attachd) -> None:
     with volume(node, "tgt-single") as v, proxied(node) as proxy:
-        through = {"ATTACHD_CINDER_ENDPOINT": proxy.endpoint_in_node}
+        through = {"OS_ENDPOINT": proxy.endpoint_in_node}
         fault = Reply(500, b'{"computeFault": {"code": 500, "message": "The server has either erred"}}', "application/json")
         proxy.behaviour.instead = lambda method, path: fault if method in ("PUT", "DELETE") else None
         failed(node, 6, ["taking it back did too", f"attachd detach {v}", "[NotRolledBack]"], "attach", v, "--mount", MOUNT, **through)
@@ -175,7 +175,7 @@ def test_what_could_not_be_taken_back_is_in_the_ledger_and_detach_goes_on(node: 
 def test_a_reservation_without_an_answer_is_reported_as_left(node: Attachd) -> None:
     with volume(node, "tgt-single") as v, proxied(node) as proxy, ThreadPoolExecutor() as pool:
         proxy.behaviour.delay = lambda method, path: 600.0 if method == "POST" else 0.0
-        through = {"ATTACHD_CINDER_ENDPOINT": proxy.endpoint_in_node, "ATTACHD_CINDER_TIMEOUT": "5"}
+        through = {"OS_ENDPOINT": proxy.endpoint_in_node, "ATTACHD_CINDER_TIMEOUT": "5"}
         run_ = pool.submit(node.run, "attach", v, "--mount", MOUNT, **through)
         wait_for(proxy, "POST", "/attachments", 90)
         result = run_.result()

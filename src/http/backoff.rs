@@ -4,11 +4,11 @@ use uuid::Uuid;
 
 /// Longest pause between two tries of one call. A cloud that wants a longer one gets it from the
 /// caller, who has other things to do meanwhile.
-pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// How long to wait after a try (the first is 0): doubling, at least half of it, the rest by
 /// chance, so that the nodes of a cluster don't come back in step.
-pub(super) fn pause(first: Duration, tried: u32) -> Duration {
+pub(crate) fn pause(first: Duration, tried: u32) -> Duration {
     let whole = first.saturating_mul(1 << tried.min(16)).min(LONGEST_PAUSE);
     whole.mul_f64(0.5 + chance() / 2.0)
 }
