@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lablib import cases, chart, cinder_old, guest, keystone, kubernetes
+from lablib import cases, chart, cinder_old, conformance, guest, keystone, kubernetes
 from lablib.build import build, cargo
 from lablib.cache import artefact, content_key
 from lablib.cluster import ClusterBench
@@ -64,16 +64,16 @@ def _show(argv: list[str], timeout: float, env: dict[str, str] | None = None) ->
         return 124
 
 
-def _cargo_tests(tally: Tally, arguments: list[str], env: dict[str, str] | None = None) -> None:
-    """Run cargo test."""
-    _count(tally, [cargo(), "test", "--locked", "--all-features", "--no-fail-fast", *arguments], "cargo test", env)
+def _cargo_tests(tally: Tally, arguments: list[str], env: dict[str, str] | None = None) -> dict[str, bool]:
+    """Run cargo test; tell which tests passed."""
+    return _count(tally, [cargo(), "test", "--locked", "--all-features", "--no-fail-fast", *arguments], "cargo test", env)
 
 
-def _count(tally: Tally, argv: list[str], what: str, env: dict[str, str] | None = None) -> None:
-    """Run Rust's test programs and add up what they say of themselves."""
+def _count(tally: Tally, argv: list[str], what: str, env: dict[str, str] | None = None) -> dict[str, bool]:
+    """Run Rust's test programs and add up what they say of themselves; tell which tests passed."""
     print("+ " + " ".join(argv), flush=True)
     process = subprocess.Popen(argv, cwd=PROJECT_DIR, stdout=subprocess.PIPE, text=True, env={**os.environ, **(env or {})})
-    results = 0
+    results, passed = 0, {}
     assert process.stdout
     for line in process.stdout:
         print(line, end="", flush=True)
@@ -82,12 +82,14 @@ def _count(tally: Tally, argv: list[str], what: str, env: dict[str, str] | None 
             results += 1
             tally.passed += int(found[1])
             tally.failed += int(found[2])
-        failure = re.match(r"test (\S+) \.\.\. FAILED", line)
-        if failure:
-            tally.notes.append(failure[1])
+        test = re.match(r"test (\S+) \.\.\. (ok|FAILED)", line)
+        if test:
+            passed[test[1]] = test[2] == "ok"
     code = process.wait()
     if results == 0 or (code != 0 and tally.failed == 0):
         tally.count(False, f"{what} ended with {code} after {results} test programs")
+    tally.notes.extend(name for name, ok in passed.items() if not ok)
+    return passed
 
 
 def lint() -> Tally:
@@ -149,7 +151,13 @@ def real_cinder() -> Tally:
         "ATTACHD_TEST_PROJECT": PROJECT_ID,
         "ATTACHD_TEST_CLOUDS": str(keystone.clouds_file(lab)),
     }
-    _cargo_tests(tally, ["--test", "cinder_real", "--", "--ignored"], env)
+    _cargo_tests(tally, ["--test", "keystone_real", "--", "--ignored"], env)
+    seen = {}
+    for identity in conformance.IDENTITIES:
+        asked = {} if identity == "recorded" else {**env, "ATTACHD_TEST_IDENTITY": identity}
+        seen[identity] = _cargo_tests(tally, ["--test", "cinder_conformance"], asked)
+    difference = conformance.difference(seen)
+    tally.count(not difference, difference or "the table of conformance")
     return tally
 
 

@@ -48,6 +48,11 @@ impl Exchange {
     }
 }
 
+/// What was recorded of a case of `tests/cinder_conformance.rs`.
+pub fn conformance_recording(case: &str) -> Vec<Exchange> {
+    recording(&format!("conformance/{case}.txt"))
+}
+
 /// All exchanges of a recording.
 pub fn recording(file: &str) -> Vec<Exchange> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cinder").join(file);
@@ -198,6 +203,10 @@ impl Replay {
         let server = MockServer::start().await;
         Mock::given(any()).respond_with(player.clone()).mount(&server).await;
         Self { server, player }
+    }
+
+    pub fn uri(&self) -> String {
+        self.server.uri()
     }
 
     pub fn client(&self) -> Client {
