@@ -111,14 +111,15 @@ def endpoints(record: Keystone) -> list[tuple[str, str, str, str]]:
     older type, with the project in the URL.
     """
     cinder, identity = f":{record.cinder_port}/v3", f":{record.port}/v3"
-    return [
-        ("identity", _REGION, "public", f"http://{_HOST}{identity}"),
-        ("identity", _REGION, "internal", f"http://{_HOST_IN_NODE}{identity}"),
-        ("block-storage", _REGION, "public", f"http://{_HOST}{cinder}"),
-        ("block-storage", _REGION, "internal", f"http://{_HOST_IN_NODE}{cinder}"),
-        ("volumev3", _OTHER_REGION, "public", f"http://{_HOST}{cinder}/%(project_id)s"),
-        ("volumev3", _OTHER_REGION, "internal", f"http://{_HOST_IN_NODE}{cinder}/%(project_id)s"),
+    services = [
+        ("identity", _REGION, identity),
+        ("identity", _OTHER_REGION, identity),
+        ("block-storage", _REGION, cinder),
+        ("volumev3", _OTHER_REGION, f"{cinder}/%(project_id)s"),
     ]
+    hosts = {"public": _HOST, "internal": _HOST_IN_NODE}
+    return [(service, region, interface, f"http://{host}{rest}")
+            for service, region, rest in services for interface, host in hosts.items()]
 
 
 def middleware(record: Keystone) -> dict[str, str]:
@@ -281,8 +282,8 @@ def _clouds(record: Keystone, *, in_node: bool) -> dict[str, dict[str, Any]]:
     url = auth_url(record, in_node=in_node)
 
     def cloud(auth: Mapping[str, str], **more: str) -> dict[str, Any]:
-        return {**more, "auth": {"auth_url": url, **auth}, "region_name": _REGION,
-                "interface": "internal" if in_node else "public"}
+        return {"auth": {"auth_url": url, **auth}, "region_name": _REGION, "interface": "internal" if in_node else "public",
+                **more}
 
     def who(user: Mapping[str, Any]) -> dict[str, str]:
         return {"username": user["name"], "user_domain_name": _DOMAIN, "password": user["password"]}
@@ -298,6 +299,7 @@ def _clouds(record: Keystone, *, in_node: bool) -> dict[str, dict[str, Any]]:
         "application-credential-by-name": cloud(
             {"application_credential_name": _CREDENTIAL["name"], "username": _MEMBER["name"],
              "user_domain_name": _DOMAIN, **secret}, auth_type="v3applicationcredential"),
+        "other-region": {**on_project(_MEMBER), "region_name": _OTHER_REGION},
         "system": cloud({**who(_ADMIN), "system_scope": "all"}),
         "domain": cloud({**who(_ADMIN), "domain_name": _DOMAIN}),
     }

@@ -50,7 +50,7 @@ def test_every_cloud_of_the_clouds_yaml_gets_a_token_and_only_its_owner_reads_th
     status = keystone.status(lab)
     assert status is not None
     text = keystone.clouds_file(lab).read_text()
-    expect(len(status["clouds"]) == 9, f"the clouds are {status['clouds']}")
+    expect(len(status["clouds"]) == 10, f"the clouds are {status['clouds']}")
     for cloud in status["clouds"]:
         expect(f"\n  {cloud}:\n" in text, f"the file has no {cloud}")
         expect(keystone.token(lab, cloud).startswith("gAAAA"), f"{cloud} gets no token")
