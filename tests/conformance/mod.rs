@@ -2,6 +2,8 @@
 //! against the recording that was made of them. `ATTACHD_TEST_IDENTITY` says which; without it the
 //! recording is played.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
+// Each test program uses a part of it.
+#![allow(dead_code)]
 
 mod recorder;
 
@@ -132,25 +134,25 @@ where
     .await;
 }
 
-/// A client of the lab's Cinder as one of its clouds.yaml.
-pub fn client_of_cloud(name: &str, highest_version: Microversion, region: Option<&str>) -> Client {
+/// One of the clouds of the lab's clouds.yaml.
+pub fn cloud(settings: Settings) -> Cloud {
     let file = PathBuf::from(needed("ATTACHD_TEST_CLOUDS"));
-    let settings = Settings {
-        os_cloud: Some(name.to_owned()),
-        os_client_config_file: Some(file),
-        os_region_name: region.map(str::to_owned),
-        ..Settings::default()
-    };
-    let cloud = Cloud::find(&settings, &Places::usual(&settings)).unwrap();
+    let settings = Settings { os_client_config_file: Some(file), ..settings };
+    Cloud::find(&settings, &Places::usual(&settings)).unwrap()
+}
+
+/// A client of the lab's Cinder by its Keystone, and what holds the client's token.
+pub fn client_of(cloud: Cloud, highest_version: Microversion) -> (Client, Arc<Session>) {
     let CloudIdentity::Keystone(credentials) = cloud.identity else { panic!("no Keystone") };
-    let session = Session::new(credentials, None, SessionConfig::default()).unwrap();
+    let session = Arc::new(Session::new(credentials, None, SessionConfig::default()).unwrap());
     let wanted = Wanted {
         types: service_types(cloud.service.service_type.as_deref()),
         region: cloud.service.region,
         interface: cloud.service.interface,
     };
-    let auth = Auth::keystone(Arc::new(session), wanted, None).unwrap();
-    Client::new(auth, ClientConfig { highest_version, ..ClientConfig::default() }).unwrap()
+    let auth = Auth::keystone(Arc::clone(&session), wanted, None).unwrap();
+    let config = ClientConfig { highest_version, ..ClientConfig::default() };
+    (Client::new(auth, config).unwrap(), session)
 }
 
 impl Bench {
@@ -161,8 +163,9 @@ impl Bench {
     }
 
     pub fn client_up_to(&self, highest_version: Microversion) -> Client {
-        if let Some(cloud) = self.identity.cloud() {
-            return client_of_cloud(cloud, highest_version, None);
+        if let Some(name) = self.identity.cloud() {
+            let settings = Settings { os_cloud: Some(name.to_owned()), ..Settings::default() };
+            return client_of(cloud(settings), highest_version).0;
         }
         let auth = Auth::no_auth(&self.endpoint, &self.project, "admin").unwrap();
         Client::new(auth, ClientConfig { highest_version, ..ClientConfig::default() }).unwrap()
