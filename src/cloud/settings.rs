@@ -5,7 +5,7 @@
     reason = "these comments are texts that users read"
 )]
 
-use std::{convert::Infallible, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 
@@ -59,7 +59,7 @@ pub struct Settings {
     /// The user's password. Every user of this machine can read a command line: better in OS_PASSWORD or
     /// in a file
     #[arg(long, env = "OS_PASSWORD", value_name = "PASSWORD", global = true)]
-    #[arg(hide_env_values = true, hide_short_help = true, value_parser = secret)]
+    #[arg(hide_env_values = true, hide_short_help = true)]
     pub os_password: Option<Secret<String>>,
 
     /// The project's name
@@ -96,7 +96,7 @@ pub struct Settings {
 
     /// A token to get tokens with. Better in OS_TOKEN or in a file, as a password
     #[arg(long, env = "OS_TOKEN", value_name = "TOKEN", global = true)]
-    #[arg(hide_env_values = true, hide_short_help = true, value_parser = secret)]
+    #[arg(hide_env_values = true, hide_short_help = true)]
     pub os_token: Option<Secret<String>>,
 
     /// The application credential's id
@@ -111,7 +111,7 @@ pub struct Settings {
 
     /// The application credential's secret. Better in OS_APPLICATION_CREDENTIAL_SECRET or in a file
     #[arg(long, env = "OS_APPLICATION_CREDENTIAL_SECRET", value_name = "SECRET", global = true)]
-    #[arg(hide_env_values = true, hide_short_help = true, value_parser = secret)]
+    #[arg(hide_env_values = true, hide_short_help = true)]
     pub os_application_credential_secret: Option<Secret<String>>,
 
     /// The region whose Cinder is asked
@@ -149,10 +149,6 @@ pub struct Settings {
     #[arg(long, env = "OS_INSECURE", global = true, hide_short_help = true)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub insecure: Option<String>,
-}
-
-fn secret(text: &str) -> Result<Secret<String>, Infallible> {
-    Ok(Secret::new(text.to_owned()))
 }
 
 impl Settings {
