@@ -5,8 +5,6 @@
     reason = "these comments are texts that users read"
 )]
 
-use std::path::PathBuf;
-
 use clap::Args;
 
 use super::error::Origin;
@@ -23,12 +21,12 @@ pub struct Settings {
 
     /// That clouds.yaml, and no other
     #[arg(long, env = "OS_CLIENT_CONFIG_FILE", value_name = "FILE", global = true)]
-    pub os_client_config_file: Option<PathBuf>,
+    pub os_client_config_file: Option<String>,
 
     /// That secure.yaml, and no other: what it says is put over clouds.yaml
     #[arg(long, env = "OS_CLIENT_SECURE_FILE", value_name = "FILE", global = true)]
     #[arg(hide_short_help = true)]
-    pub os_client_secure_file: Option<PathBuf>,
+    pub os_client_secure_file: Option<String>,
 
     /// password, v3applicationcredential, v3token, or for a Cinder without Keystone: none, http_basic
     #[arg(long, env = "OS_AUTH_TYPE", value_name = "TYPE", global = true)]
