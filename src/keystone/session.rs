@@ -267,6 +267,10 @@ fn refusal(received: &Received, credentials: &Credentials, url: String) -> Keyst
     let nonsense = |what: String| KeystoneError::Nonsense { url: url.clone(), what };
     match received.status {
         StatusCode::UNAUTHORIZED => KeystoneError::Unauthorized { url, who, answer },
+        // Of a token to get tokens with that has ended, or was revoked.
+        StatusCode::NOT_FOUND if message.is_some() => {
+            KeystoneError::Unauthorized { url, who, answer }
+        }
         StatusCode::TOO_MANY_REQUESTS => KeystoneError::Failed { url, status, answer },
         _ if received.status.is_server_error() => KeystoneError::Failed { url, status, answer },
         _ if received.status.is_redirection() => {
