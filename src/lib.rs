@@ -21,7 +21,7 @@
 //! | `attach`       | `cinder`, `host`, `model`                      |
 //! | `config`       | `cloud`                                        |
 //! | `cinder`       | `http`, `keystone`, `model`                    |
-//! | `cloud`        | `http`, `keystone`, `model`                    |
+//! | `cloud`        | `cinder`, `http`, `keystone`, `model`          |
 //! | `keystone`     | `http`, `model`                                |
 //! | `crd`, `host`  | `model`                                        |
 //! | `http`         | nothing of ours                                |

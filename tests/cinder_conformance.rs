@@ -11,13 +11,14 @@ use attachd::{
     },
     model::{AccessMode, AttachmentId, ConnectionInfoError, Connector, Retry, VolumeId},
 };
-use conformance::{case, case_with_volume, connector};
+use conformance::{Identity, case, case_with_volume, connector};
 use serde_json::json;
 use uuid::Uuid;
 
 /// An id of nothing.
 const NOBODY: Uuid = Uuid::from_u128(0x0000_0000_0000_4000_8000_0000_0000_0001);
 
+/// Only an administrator is told the host.
 #[tokio::test]
 async fn a_volume_is_attached_and_detached() {
     case_with_volume("a_volume_is_attached_and_detached", "tgt", async |bench, volume| {
@@ -47,7 +48,8 @@ async fn a_volume_is_attached_and_detached() {
         let during = cinder.volume(volume).await.unwrap().unwrap();
         assert_eq!(during.status, "in-use");
         assert_eq!(during.attachments[0].attachment_id, id);
-        assert_eq!(during.attachments[0].host_name.as_deref(), Some("node-1"));
+        let host = during.attachments[0].host_name.as_deref();
+        assert_eq!(host, Some("node-1").filter(|_| bench.identity.is_admin()));
 
         BlockStorage::delete(&cinder, id).await.unwrap();
         BlockStorage::delete(&cinder, id).await.unwrap();
@@ -125,6 +127,7 @@ async fn what_is_not_there_is_none_gone_or_not_found() {
     .await;
 }
 
+/// Cinder 21 fails (500) where 29 refuses (409) the update; the message is the same.
 #[tokio::test]
 async fn a_volume_in_error_is_neither_reserved_nor_updated_and_can_be_let_go() {
     case_with_volume(
@@ -254,6 +257,7 @@ async fn two_nodes_attach_a_multiattach_volume_one_after_the_other() {
     .await;
 }
 
+/// A service may delete it.
 #[tokio::test]
 async fn a_connected_attachment_with_an_instance_is_held_by_nova() {
     case_with_volume(
@@ -265,6 +269,10 @@ async fn a_connected_attachment_with_an_instance_is_held_by_nova() {
             let id =
                 cinder.reserve(volume, Some(instance), AccessMode::Rw).await.unwrap().summary.id;
             cinder.update(id, &connector("node-1")).await.unwrap();
+            if bench.identity == Identity::Service {
+                assert!(matches!(cinder.delete(id).await.unwrap(), Deleted::Deleted { .. }));
+                return;
+            }
             let error = cinder.delete(id).await.unwrap_err();
             assert!(matches!(error, CinderError::HeldByNova { .. }), "{error:?}");
             assert!(error.to_string().contains(&instance.to_string()), "{error}");

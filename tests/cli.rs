@@ -1,11 +1,22 @@
 //! The command line as far as it goes without a node and a Cinder: usage, exit codes, generated texts.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::{
+    io::{Read, Write},
+    net::TcpListener,
+    sync::mpsc,
+    thread,
+};
+
 use assert_cmd::{Command, assert::Assert};
 
 const VOLUME: &str = "7a29c609-53cc-4134-830f-6d08a0b9da91";
 
 fn attachd(state: &tempfile::TempDir, arguments: &[&str]) -> Assert {
+    attachd_with(state, &[], arguments)
+}
+
+fn attachd_with(state: &tempfile::TempDir, env: &[(&str, &str)], arguments: &[&str]) -> Assert {
     let mut command = Command::cargo_bin("attachd").unwrap();
     for (name, _) in
         std::env::vars().filter(|(name, _)| name.starts_with("ATTACHD_") || name.starts_with("OS_"))
@@ -14,6 +25,7 @@ fn attachd(state: &tempfile::TempDir, arguments: &[&str]) -> Assert {
     }
     // No clouds.yaml of this machine.
     command.current_dir(state.path()).env("HOME", state.path());
+    command.envs(env.iter().copied());
     command.arg("--state-dir").arg(state.path()).args(arguments).assert()
 }
 
@@ -87,6 +99,76 @@ fn a_slip_in_clouds_yaml_is_told_with_file_line_and_key() {
         2,
         &[&format!("{file}, line 5: auth.passwrod"), "\"password\"", "[CloudMisconfigured]"],
     );
+}
+
+/// Every `OS_*` that the help names.
+fn variables() -> Vec<String> {
+    let help = prints(&["--help"]);
+    let names = help.split("[env: ").skip(1).filter_map(|rest| rest.split('=').next());
+    names.filter(|name| name.starts_with("OS_")).map(str::to_owned).collect()
+}
+
+#[test]
+fn an_empty_variable_is_none() {
+    let names = variables();
+    assert!(names.len() > 25, "{names:?}");
+    let env: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "")).collect();
+    let state = tempfile::tempdir().unwrap();
+    let failed = attachd_with(&state, &env, &["detach", VOLUME]).code(2);
+    let stderr = String::from_utf8_lossy(&failed.get_output().stderr).into_owned();
+    assert!(stderr.contains("[CloudUnknown]"), "{stderr}");
+}
+
+#[test]
+fn an_option_wins_over_its_variable() {
+    let env = [("OS_AUTH_TYPE", "none"), ("OS_PROJECT_ID", "c0ffee"), ("OS_ENDPOINT", "nowhere")];
+    let state = tempfile::tempdir().unwrap();
+    let failed = attachd_with(&state, &env, &["detach", VOLUME]).code(2);
+    let stderr = String::from_utf8_lossy(&failed.get_output().stderr).into_owned();
+    assert!(stderr.contains("--os-endpoint (OS_ENDPOINT): this is not a URL"), "{stderr}");
+    attachd_with(&state, &env, &["--os-endpoint", "http://127.0.0.1:9", "detach", VOLUME])
+        .success();
+}
+
+#[test]
+fn that_no_certificate_is_verified_is_said_in_the_log() {
+    let state = tempfile::tempdir().unwrap();
+    let arguments = ["--os-auth-type", "none", "--os-endpoint", "https://127.0.0.1:9"];
+    let rest = ["--os-project-id", "c0ffee", "--insecure", "detach", VOLUME];
+    let done = attachd(&state, &[&arguments[..], &rest].concat()).success();
+    let stderr = String::from_utf8_lossy(&done.get_output().stderr).into_owned();
+    assert!(stderr.contains("Cinder's certificate is not verified"), "{stderr}");
+}
+
+#[test]
+fn keystone_is_asked_through_the_environments_proxy_and_this_machine_is_not() {
+    let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", proxy.local_addr().unwrap());
+    let (sender, asked) = mpsc::channel();
+    thread::spawn(move || {
+        for stream in proxy.incoming() {
+            let (mut stream, mut head) = (stream.unwrap(), [0; 4096]);
+            let length = stream.read(&mut head).unwrap();
+            let line = String::from_utf8_lossy(&head[..length]).lines().next().unwrap().to_owned();
+            let _ = stream.write_all(b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n");
+            sender.send(line).unwrap();
+        }
+    });
+    let state = tempfile::tempdir().unwrap();
+    let ask = |url: &str| {
+        let env = [
+            ("http_proxy", address.as_str()),
+            ("no_proxy", ""),
+            ("OS_AUTH_URL", url),
+            ("OS_USERNAME", "u"),
+            ("OS_PASSWORD", "hunter2"),
+        ];
+        attachd_with(&state, &env, &["attach", VOLUME]).code(4);
+    };
+    ask("http://127.0.0.1:9");
+    assert!(asked.try_recv().is_err(), "a proxy was asked for this machine");
+    ask("http://keystone.invalid:5000");
+    assert_eq!(asked.recv().unwrap(), "POST http://keystone.invalid:5000/v3/auth/tokens HTTP/1.1");
 }
 
 #[test]

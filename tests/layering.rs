@@ -47,7 +47,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("attach", &["cinder", "host", "model"]),
         ("host", &["model"]),
         ("cinder", &["http", "keystone", "model"]),
-        ("cloud", &["http", "keystone", "model"]),
+        ("cloud", &["cinder", "http", "keystone", "model"]),
         ("keystone", &["http", "model"]),
         ("http", &[]),
         ("crd", &["model"]),

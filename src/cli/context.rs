@@ -1,4 +1,4 @@
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, time::Duration};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -8,11 +8,11 @@ use tokio::{
 use super::exit::Failure;
 use crate::{
     attach::{Engine, EngineConfig, Ledger},
-    cinder::{Auth, BlockStorage, CinderError, Client, ClientConfig, service_types},
-    cloud::{Cloud, Identity, Places},
+    cinder::{BlockStorage, Client, ClientConfig},
+    cloud::{Cloud, Places},
     config::Options,
     host::{AddressSource, HostNamespaces, LinuxConfig, LinuxHost, exec::RealExecutor},
-    keystone::{Reload, Session, SessionConfig, Wanted},
+    keystone::SessionConfig,
     metrics::{Measured, Metrics},
 };
 
@@ -38,50 +38,10 @@ pub(super) fn client(options: &Options) -> Result<Client, Failure> {
 fn client_of(options: &Options, cloud: Cloud) -> Result<Client, Failure> {
     let (request_timeout, export_timeout) = options.cinder_timeouts();
     let tls = cloud.tls.clone();
-    let auth = auth(options, cloud)?;
+    let session = SessionConfig { request_timeout, ..SessionConfig::default() };
+    let auth = cloud.auth(session, Some(Cloud::reload(&options.cloud)))?;
     let config = ClientConfig { request_timeout, export_timeout, tls, ..ClientConfig::default() };
     Ok(Client::new(auth, config)?)
-}
-
-fn auth(options: &Options, cloud: Cloud) -> Result<Auth, Failure> {
-    let Cloud { identity, service, tls } = cloud;
-    let credentials = match identity {
-        Identity::Standalone { endpoint, project_id, user, password: None } => {
-            return Ok(Auth::no_auth(&endpoint, &project_id, &user)?);
-        }
-        Identity::Standalone { endpoint, project_id, user, password: Some(password) } => {
-            return Ok(Auth::basic(&endpoint, &project_id, &user, password)?);
-        }
-        Identity::Keystone(credentials) => credentials,
-    };
-    let (request_timeout, _) = options.cinder_timeouts();
-    let config = SessionConfig { request_timeout, tls, ..SessionConfig::default() };
-    let session = Session::new(credentials, Some(reload(options)), config);
-    let session = Arc::new(session.map_err(CinderError::from)?);
-    let wanted = Wanted {
-        types: service_types(service.service_type.as_deref()),
-        region: service.region,
-        interface: service.interface,
-    };
-    Ok(Auth::keystone(session, wanted, service.endpoint.as_deref())?)
-}
-
-/// A Secret may be rotated under a daemon.
-fn reload(options: &Options) -> Reload {
-    let settings = options.cloud.clone();
-    Arc::new(move || match Cloud::find(&settings, &Places::usual(&settings)) {
-        Ok(Cloud { identity: Identity::Keystone(credentials), .. }) => Some(credentials),
-        Ok(Cloud { identity: Identity::Standalone { .. }, .. }) => {
-            tracing::warn!(
-                "the cloud's files name no Keystone any more: restart attachd to follow them"
-            );
-            None
-        }
-        Err(error) => {
-            tracing::warn!("the credentials can't be read anew: {error}");
-            None
-        }
-    })
 }
 
 /// The address that goes into the connector: as told, else the source address towards the cloud.

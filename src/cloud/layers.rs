@@ -195,15 +195,12 @@ fn from_files(
         }
     }
     if let Some(profile) = whole.beside.remove("profile") {
-        match vendor(profile.text(), places)? {
-            Some(mut base) => {
-                base.put(whole);
-                whole = base;
-            }
-            None => {
-                warn!(profile = profile.text(), origin = %profile.origin, "no clouds-public.yaml has this profile; attachd knows none by itself");
-                layers.missing_profile = Some(profile);
-            }
+        if let Some(mut base) = vendor(profile.text(), places)? {
+            base.put(whole);
+            whole = base;
+        } else {
+            warn!(profile = profile.text(), origin = %profile.origin, "no clouds-public.yaml has this profile; attachd knows none by itself");
+            layers.missing_profile = Some(profile);
         }
     }
     whole.choose_region(settings.region())?;
@@ -324,17 +321,17 @@ impl Described {
     }
 
     /// What the file says of the region that was named, or of its first.
-    fn choose_region(&mut self, named: Option<&str>) -> Result<(), CloudError> {
+    fn choose_region(&mut self, wanted: Option<&str>) -> Result<(), CloudError> {
         let Some((origin, regions)) = self.regions.take() else { return Ok(()) };
         let names: Vec<String> = regions.iter().map(|region| region.name.clone()).collect();
         let mut regions = regions.into_iter();
-        let chosen = match named {
+        let chosen = match wanted {
             None => regions.next(),
-            Some(named) => regions.find(|region| region.name == named),
+            Some(wanted) => regions.find(|region| region.name == wanted),
         };
         let Some(region) = chosen else {
-            let what = match named {
-                Some(named) => format!("the region {named:?} is not among {}", names.join(", ")),
+            let what = match wanted {
+                Some(wanted) => format!("the region {wanted:?} is not among {}", names.join(", ")),
                 None => "it names no region".to_owned(),
             };
             return Err(CloudError::Wrong { origin, key: "regions".to_owned(), what });

@@ -6,12 +6,14 @@
 //! document.rs   a YAML file as a tree that knows its lines
 //! layers.rs     profile, clouds.yaml, secure.yaml, region, settings: the later wins
 //! resolve.rs    what that means, or which key of which line can't mean anything
+//! auth.rs       the way to its Cinder
 //! ```
 //!
 //! As openstackclient has it: the cloud is that of `--os-cloud` or `OS_CLOUD`; without one and without
 //! any other setting it is the only one of the file. Single options and variables go over what the
 //! file says of the cloud. All that is wrong is said before anything is sent.
 
+mod auth;
 mod document;
 mod error;
 mod layers;

@@ -21,7 +21,9 @@ pub struct Places {
 impl Places {
     /// The usual ones: the working directory, `~/.config/openstack`, `/etc/openstack`.
     pub fn usual(settings: &Settings) -> Self {
-        let named = |path: &Option<PathBuf>| path.clone().filter(|p| !p.as_os_str().is_empty());
+        let named = |path: &Option<String>| {
+            path.as_ref().filter(|path| !path.is_empty()).map(PathBuf::from)
+        };
         let home = env::home_dir().filter(|home| home.is_absolute());
         let mut directories: Vec<PathBuf> = env::current_dir().ok().into_iter().collect();
         directories.extend(home.as_ref().map(|home| home.join(".config/openstack")));

@@ -5,8 +5,6 @@
     reason = "these comments are texts that users read"
 )]
 
-use std::{convert::Infallible, path::PathBuf};
-
 use clap::Args;
 
 use super::error::Origin;
@@ -23,12 +21,12 @@ pub struct Settings {
 
     /// That clouds.yaml, and no other
     #[arg(long, env = "OS_CLIENT_CONFIG_FILE", value_name = "FILE", global = true)]
-    pub os_client_config_file: Option<PathBuf>,
+    pub os_client_config_file: Option<String>,
 
     /// That secure.yaml, and no other: what it says is put over clouds.yaml
     #[arg(long, env = "OS_CLIENT_SECURE_FILE", value_name = "FILE", global = true)]
     #[arg(hide_short_help = true)]
-    pub os_client_secure_file: Option<PathBuf>,
+    pub os_client_secure_file: Option<String>,
 
     /// password, v3applicationcredential, v3token, or for a Cinder without Keystone: none, http_basic
     #[arg(long, env = "OS_AUTH_TYPE", value_name = "TYPE", global = true)]
@@ -59,7 +57,7 @@ pub struct Settings {
     /// The user's password. Every user of this machine can read a command line: better in OS_PASSWORD or
     /// in a file
     #[arg(long, env = "OS_PASSWORD", value_name = "PASSWORD", global = true)]
-    #[arg(hide_env_values = true, hide_short_help = true, value_parser = secret)]
+    #[arg(hide_env_values = true, hide_short_help = true)]
     pub os_password: Option<Secret<String>>,
 
     /// The project's name
@@ -96,7 +94,7 @@ pub struct Settings {
 
     /// A token to get tokens with. Better in OS_TOKEN or in a file, as a password
     #[arg(long, env = "OS_TOKEN", value_name = "TOKEN", global = true)]
-    #[arg(hide_env_values = true, hide_short_help = true, value_parser = secret)]
+    #[arg(hide_env_values = true, hide_short_help = true)]
     pub os_token: Option<Secret<String>>,
 
     /// The application credential's id
@@ -111,7 +109,7 @@ pub struct Settings {
 
     /// The application credential's secret. Better in OS_APPLICATION_CREDENTIAL_SECRET or in a file
     #[arg(long, env = "OS_APPLICATION_CREDENTIAL_SECRET", value_name = "SECRET", global = true)]
-    #[arg(hide_env_values = true, hide_short_help = true, value_parser = secret)]
+    #[arg(hide_env_values = true, hide_short_help = true)]
     pub os_application_credential_secret: Option<Secret<String>>,
 
     /// The region whose Cinder is asked
@@ -149,10 +147,6 @@ pub struct Settings {
     #[arg(long, env = "OS_INSECURE", global = true, hide_short_help = true)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub insecure: Option<String>,
-}
-
-fn secret(text: &str) -> Result<Secret<String>, Infallible> {
-    Ok(Secret::new(text.to_owned()))
 }
 
 impl Settings {

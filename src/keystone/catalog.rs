@@ -155,6 +155,16 @@ pub struct Offered {
     services: BTreeSet<String>,
 }
 
+impl Offered {
+    pub(super) fn advice(&self) -> &'static str {
+        if self.endpoints.is_empty() && self.services.is_empty() {
+            "name a project (project_name or project_id)"
+        } else {
+            "check region_name and interface, or name the endpoint (block_storage_endpoint_override)"
+        }
+    }
+}
+
 impl fmt::Display for Offered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let list = |names: &BTreeSet<String>| {

@@ -79,7 +79,7 @@ pub enum KeystoneError {
     },
     /// The catalog lacks what is wanted.
     #[error(
-        "Keystone's catalog has no {wanted} that attachd can use: {offered}; check region_name and interface, or name the endpoint (block_storage_endpoint_override)"
+        "Keystone's catalog has no {wanted} that attachd can use: {offered}; {}", offered.advice()
     )]
     NoEndpoint {
         /// What was looked for.

@@ -10,7 +10,7 @@ use reqwest::{
 };
 use serde_json::Value;
 use tokio::{sync::Mutex as AsyncMutex, task::spawn_blocking, time::timeout};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::{Credentials, KeystoneError, Token};
 use crate::http::{Cause, Http, HttpError, Received, Tls, backoff::pause, one_line, receive};
@@ -165,7 +165,7 @@ impl Session {
                     Some(last) => (last.rest * 2).min(self.config.longest_rest),
                     None => self.config.first_rest,
                 };
-                warn!(reason = error.reason(), ?rest, "no token: {error}");
+                info!(reason = error.reason(), ?rest, "no token: {error}");
                 let until = Instant::now() + rest;
                 renewal.failure = Some(Failure { error: Arc::clone(&error), until, rest });
                 Err(error)
@@ -267,6 +267,10 @@ fn refusal(received: &Received, credentials: &Credentials, url: String) -> Keyst
     let nonsense = |what: String| KeystoneError::Nonsense { url: url.clone(), what };
     match received.status {
         StatusCode::UNAUTHORIZED => KeystoneError::Unauthorized { url, who, answer },
+        // Of a token to get tokens with that has ended, or was revoked.
+        StatusCode::NOT_FOUND if message.is_some() => {
+            KeystoneError::Unauthorized { url, who, answer }
+        }
         StatusCode::TOO_MANY_REQUESTS => KeystoneError::Failed { url, status, answer },
         _ if received.status.is_server_error() => KeystoneError::Failed { url, status, answer },
         _ if received.status.is_redirection() => {

@@ -136,8 +136,8 @@ mod tests {
     #[test]
     fn a_token_lives_as_long_as_keystones_two_times_are_apart() {
         let token = read(&body()).unwrap();
-        assert_eq!(token.lifetime, Duration::from_secs(3600));
-        assert!(!token.ends_within(Duration::from_secs(300)) && !token.has_ended());
+        assert_eq!(token.lifetime, Duration::from_hours(1));
+        assert!(!token.ends_within(Duration::from_mins(5)) && !token.has_ended());
         assert!(!token.ends_within(Duration::from_hours(2)), "at least three quarters are used");
         assert_eq!(token.project_id(), Some("c0ffee"));
         assert!(token.is_service());

@@ -22,6 +22,12 @@ impl<T> Secret<T> {
     }
 }
 
+impl From<String> for Secret<String> {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
 impl<T> fmt::Debug for Secret<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(REDACTED)

@@ -7,12 +7,12 @@
 
 mod recorder;
 
-use std::{panic::AssertUnwindSafe, path::PathBuf, sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use attachd::{
-    cinder::{Auth, Client, ClientConfig, Microversion, PREFERRED, service_types},
-    cloud::{Cloud, Identity as CloudIdentity, Places, Settings},
-    keystone::{Session, SessionConfig, Wanted},
+    cinder::{Auth, Client, ClientConfig, Microversion, PREFERRED},
+    cloud::{Cloud, Places, Settings},
+    keystone::SessionConfig,
     model::{Connector, VolumeId},
 };
 use futures::FutureExt as _;
@@ -58,6 +58,11 @@ impl Identity {
             Some("service") => Self::Service,
             Some(other) => panic!("ATTACHD_TEST_IDENTITY is {other:?}"),
         }
+    }
+
+    /// Cinder without authentication makes everybody an administrator.
+    pub fn is_admin(self) -> bool {
+        self.cloud().is_none()
     }
 
     /// Its name in the lab's clouds.yaml.
@@ -119,40 +124,34 @@ where
     F: FnOnce(Arc<Bench>, VolumeId) -> Fut,
     Fut: Future<Output = ()>,
 {
-    case(name, async |bench| {
-        let volume = bench.create_volume(volume_type).await;
-        let ended = AssertUnwindSafe(test(Arc::clone(&bench), volume)).catch_unwind().await;
-        if let Err(panic) = ended {
-            // A replay has nothing to clean up, and would only complain of that.
-            if bench.identity != Identity::Recorded {
-                bench.remove(volume).await;
-            }
-            std::panic::resume_unwind(panic);
+    case(name, async |bench| with_volume(bench, volume_type, test).await).await;
+}
+
+/// For tests that aren't cases: with a volume that the lab's Cinder without authentication makes.
+pub async fn with_real_volume<F, Fut>(volume_type: &str, test: F)
+where
+    F: FnOnce(Arc<Bench>, VolumeId) -> Fut,
+    Fut: Future<Output = ()>,
+{
+    let (endpoint, project) = (needed("ATTACHD_TEST_CINDER"), needed("ATTACHD_TEST_PROJECT"));
+    with_volume(Bench::new(Identity::NoAuth, endpoint, &project), volume_type, test).await;
+}
+
+async fn with_volume<F, Fut>(bench: Arc<Bench>, volume_type: &str, test: F)
+where
+    F: FnOnce(Arc<Bench>, VolumeId) -> Fut,
+    Fut: Future<Output = ()>,
+{
+    let volume = bench.create_volume(volume_type).await;
+    let ended = AssertUnwindSafe(test(Arc::clone(&bench), volume)).catch_unwind().await;
+    if let Err(panic) = ended {
+        // A replay has nothing to clean up, and would only complain of that.
+        if bench.identity != Identity::Recorded {
+            bench.remove(volume).await;
         }
-        bench.remove(volume).await;
-    })
-    .await;
-}
-
-/// One of the clouds of the lab's clouds.yaml.
-pub fn cloud(settings: Settings) -> Cloud {
-    let file = PathBuf::from(needed("ATTACHD_TEST_CLOUDS"));
-    let settings = Settings { os_client_config_file: Some(file), ..settings };
-    Cloud::find(&settings, &Places::usual(&settings)).unwrap()
-}
-
-/// A client of the lab's Cinder by its Keystone, and what holds the client's token.
-pub fn client_of(cloud: Cloud, highest_version: Microversion) -> (Client, Arc<Session>) {
-    let CloudIdentity::Keystone(credentials) = cloud.identity else { panic!("no Keystone") };
-    let session = Arc::new(Session::new(credentials, None, SessionConfig::default()).unwrap());
-    let wanted = Wanted {
-        types: service_types(cloud.service.service_type.as_deref()),
-        region: cloud.service.region,
-        interface: cloud.service.interface,
-    };
-    let auth = Auth::keystone(Arc::clone(&session), wanted, None).unwrap();
-    let config = ClientConfig { highest_version, ..ClientConfig::default() };
-    (Client::new(auth, config).unwrap(), session)
+        std::panic::resume_unwind(panic);
+    }
+    bench.remove(volume).await;
 }
 
 impl Bench {
@@ -163,11 +162,19 @@ impl Bench {
     }
 
     pub fn client_up_to(&self, highest_version: Microversion) -> Client {
-        if let Some(name) = self.identity.cloud() {
-            let settings = Settings { os_cloud: Some(name.to_owned()), ..Settings::default() };
-            return client_of(cloud(settings), highest_version).0;
-        }
-        let auth = Auth::no_auth(&self.endpoint, &self.project, "admin").unwrap();
+        let auth = match self.identity.cloud() {
+            None => Auth::no_auth(&self.endpoint, &self.project, "admin"),
+            Some(name) => {
+                let settings = Settings {
+                    os_cloud: Some(name.to_owned()),
+                    os_client_config_file: Some(needed("ATTACHD_TEST_CLOUDS")),
+                    ..Settings::default()
+                };
+                let cloud = Cloud::find(&settings, &Places::usual(&settings)).unwrap();
+                cloud.auth(SessionConfig::default(), None)
+            }
+        };
+        let auth = auth.unwrap();
         Client::new(auth, ClientConfig { highest_version, ..ClientConfig::default() }).unwrap()
     }
 
