@@ -672,3 +672,21 @@ async fn an_answer_about_something_else_is_worse_than_none() {
     }
     replay.finish();
 }
+
+// ── An older Cinder ──
+
+#[tokio::test]
+async fn what_release_21_wraps_in_a_500_is_the_refusal_that_it_is() {
+    for title in [
+        "connector without initiator",
+        "update of the second for the same instance",
+        "update in error",
+    ] {
+        let replay = Replay::of(vec![exchange("release-21.txt", title).for_anything()]).await;
+        let asked = attachment("fad62984-c551-42c3-a2e5-ade08f457d04");
+        let error = replay.client().update(asked, &connector()).await.unwrap_err();
+        assert!(matches!(error, CinderError::Conflict(_)), "{title}: {error:?}");
+        assert!(error.to_string().contains("Invalid"), "{error}");
+        replay.finish();
+    }
+}

@@ -124,6 +124,13 @@ impl Answer {
         if self.status.is_success() { Ok(self) } else { Err(self.refusal()) }
     }
 
+    /// Before release 22 (seen with 21) Cinder says 500 where it refuses an update.
+    fn wraps_a_refusal(&self) -> bool {
+        const WRAPPED: &str = "Unable to update attachment.(Invalid ";
+        matches!(self.operation, Operation::Update(_))
+            && self.fault().is_some_and(|fault| fault.message.starts_with(WRAPPED))
+    }
+
     fn refusal(&self) -> CinderError {
         let answered = Box::new(self.answered());
         // A status means what Cinder means by it only where Cinder gave it.
@@ -135,6 +142,7 @@ impl Answer {
             413 | 429 | 503 => {
                 CinderError::Overloaded { retry_after: self.retry_after(), answered }
             }
+            500 if self.wraps_a_refusal() => CinderError::Conflict(answered),
             500.. => CinderError::ServerFault(answered),
             300..400 => {
                 let target = self.header(&LOCATION).map(one_line).unwrap_or_default();
