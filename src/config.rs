@@ -1,5 +1,5 @@
-//! What attachd was told, by flags and environment, with the defaults filled in. The only reader of
-//! the environment.
+//! What attachd was told, by flags and environment, with the defaults filled in. Which cloud is in
+//! [`cloud::Settings`].
 #![allow(
     clippy::doc_markdown,
     rustdoc::bare_urls,

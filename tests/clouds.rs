@@ -67,12 +67,8 @@ impl Files {
     }
 }
 
-fn some(text: &str) -> Option<String> {
-    Some(text.to_owned())
-}
-
 fn named(cloud: &str) -> Settings {
-    Settings { os_cloud: some(cloud), ..Settings::default() }
+    Settings { os_cloud: Some(cloud.to_owned()), ..Settings::default() }
 }
 
 fn credentials(cloud: Cloud) -> Credentials {
@@ -121,7 +117,7 @@ fn a_named_cloud_is_taken_from_the_file() {
 fn without_a_name_the_only_cloud_is_taken_and_of_two_none() {
     let only = Files::of(&[("clouds.yaml", PLAIN.split("  test:").next().unwrap())]);
     assert_eq!(password_of(only.find(&Settings::default()).unwrap()), "hunter2");
-    let region = Settings { os_region_name: some("Two"), ..Settings::default() };
+    let region = Settings { os_region_name: Some("Two".to_owned()), ..Settings::default() };
     assert_eq!(only.find(&region).unwrap().service.region.as_deref(), Some("Two"));
 
     let two = Files::of(&[("clouds.yaml", PLAIN)]);
@@ -140,8 +136,8 @@ fn without_a_name_the_only_cloud_is_taken_and_of_two_none() {
 fn options_that_tell_who_we_are_stand_for_themselves_where_no_cloud_is_named() {
     let files = Files::of(&[("clouds.yaml", PLAIN.split("  test:").next().unwrap())]);
     let settings = Settings {
-        os_auth_url: some("http://other:5000"),
-        os_username: some("me"),
+        os_auth_url: Some("http://other:5000".to_owned()),
+        os_username: Some("me".to_owned()),
         os_password: Some(Secret::new("mine".to_owned())),
         ..Settings::default()
     };
@@ -155,10 +151,10 @@ fn an_option_goes_over_the_file_and_takes_the_place_of_both_forms() {
     let files = Files::of(&[("clouds.yaml", PLAIN)]);
     let settings = Settings {
         os_password: Some(Secret::new("mine".to_owned())),
-        os_project_id: some("c0ffee"),
-        os_region_name: some("RegionTwo"),
-        os_interface: some("internalURL"),
-        os_username: some(""),
+        os_project_id: Some("c0ffee".to_owned()),
+        os_region_name: Some("RegionTwo".to_owned()),
+        os_interface: Some("internalURL".to_owned()),
+        os_username: Some(String::new()),
         ..named("prod")
     };
     let found = files.find(&settings).unwrap();
@@ -173,7 +169,7 @@ fn an_option_goes_over_the_file_and_takes_the_place_of_both_forms() {
 
     let by_id = PLAIN.replace("project_name: web", "project_id: beef");
     let files = Files::of(&[("clouds.yaml", &by_id)]);
-    let settings = Settings { os_project_name: some("api"), ..named("prod") };
+    let settings = Settings { os_project_name: Some("api".to_owned()), ..named("prod") };
     let Scope::Project(Project::Name { name, .. }) =
         credentials(files.find(&settings).unwrap()).scope
     else {
@@ -235,11 +231,11 @@ fn regions_with_values_are_chosen_by_name_or_the_first() {
     let text = "clouds:\n  a:\n    auth: {auth_url: http://k, username: u, password: p}\n    regions:\n    - one\n    - name: two\n      values: {interface: internal, auth: {auth_url: http://two}}\n";
     let files = Files::of(&[("clouds.yaml", text)]);
     assert_eq!(files.find(&named("a")).unwrap().service.region.as_deref(), Some("one"));
-    let two = Settings { os_region_name: some("two"), ..named("a") };
+    let two = Settings { os_region_name: Some("two".to_owned()), ..named("a") };
     let found = files.find(&two).unwrap();
     assert_eq!(found.service.interface, Interface::Internal);
     assert_eq!(credentials(found).auth_url.as_str(), "http://two/");
-    let three = Settings { os_region_name: some("three"), ..named("a") };
+    let three = Settings { os_region_name: Some("three".to_owned()), ..named("a") };
     let error = files.error(&three);
     assert!(error.contains("line 4") && error.contains("one, two"), "{error}");
 }
@@ -298,9 +294,9 @@ fn scopes_and_methods_are_told_apart() {
 #[test]
 fn a_cinder_without_keystone_needs_endpoint_and_project() {
     let settings = |auth_type: &str| Settings {
-        os_auth_type: some(auth_type),
-        os_endpoint: some("http://cinder:8776/v3"),
-        os_project_id: some("c0ffee"),
+        os_auth_type: Some(auth_type.to_owned()),
+        os_endpoint: Some("http://cinder:8776/v3".to_owned()),
+        os_project_id: Some("c0ffee".to_owned()),
         ..Settings::default()
     };
     let files = Files::of(&[]);
@@ -319,7 +315,7 @@ fn a_cinder_without_keystone_needs_endpoint_and_project() {
         assert!(error.contains(word), "{error}");
     }
     let basic = Settings {
-        os_username: some("u"),
+        os_username: Some("u".to_owned()),
         os_password: Some(Secret::new("hunter2".to_owned())),
         ..settings("http_basic")
     };
@@ -337,7 +333,7 @@ fn certificates_are_taken_with_the_home_directory_written_out() {
     assert_eq!(tls.ca, Some(PathBuf::from("/home/op/ca.pem")));
     assert_eq!(tls.certificate, Some(PathBuf::from("/c.pem")));
     assert_eq!(tls.key, Some(PathBuf::from("/home/op/k.pem")));
-    let secure = Settings { insecure: some("false"), ..named("a") };
+    let secure = Settings { insecure: Some("false".to_owned()), ..named("a") };
     assert!(!files.find(&secure).unwrap().tls.insecure, "the option wins");
 }
 

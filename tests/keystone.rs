@@ -32,7 +32,10 @@ use rustls::{
     server::WebPkiClientVerifier,
 };
 use serde_json::{Value, json};
-use wiremock::{Mock, MockServer, Request, Respond, ResponseTemplate, matchers::any};
+use wiremock::{
+    Mock, MockServer, Request, Respond, ResponseTemplate,
+    matchers::{any, header},
+};
 
 const PROJECT: &str = "f0638703cdde47e8a50265db31c5f5b8";
 const HOUR: i64 = 3600;
@@ -541,6 +544,21 @@ async fn only_a_service_sends_its_token_as_a_services() {
         assert_eq!(seen[0].service_token, expected);
         assert_eq!(cloud.state.made(), 1);
     }
+}
+
+#[tokio::test]
+async fn http_basic_goes_along_with_each_request() {
+    let server = MockServer::start().await;
+    let body = json!({"volume": {"id": volume(), "name": "", "status": "available", "size": 1}});
+    Mock::given(header("authorization", "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="))
+        .and(header("x-auth-token", "Aladdin:c0ffee"))
+        .respond_with(ResponseTemplate::new(200).set_body_json(body))
+        .mount(&server)
+        .await;
+    let password = Secret::new("open sesame".to_owned());
+    let auth = Auth::basic(&server.uri(), "c0ffee", "Aladdin", password).unwrap();
+    let client = Client::new(auth, ClientConfig::default()).unwrap();
+    client.volume(volume()).await.unwrap();
 }
 
 /// A server with a certificate of the fixtures' own CA, which answers everything with 503. It tells how

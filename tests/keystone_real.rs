@@ -35,7 +35,7 @@ fn cloud(name: &str) -> Cloud {
 }
 
 fn client(name: &str) -> Client {
-    let auth = cloud(name).auth(SessionConfig::default(), None).unwrap();
+    let auth = cloud(name).auth(&SessionConfig::default(), None).unwrap();
     Client::new(auth, ClientConfig::default()).unwrap()
 }
 
@@ -133,7 +133,7 @@ async fn a_wrong_password_is_told_in_keystones_words() {
     let settings =
         Settings { os_password: Some(Secret::new("wrong".to_owned())), ..settings("member") };
     let cloud = Cloud::find(&settings, &Places::usual(&settings)).unwrap();
-    let auth = cloud.auth(SessionConfig::default(), None).unwrap();
+    let auth = cloud.auth(&SessionConfig::default(), None).unwrap();
     let client = Client::new(auth, ClientConfig::default()).unwrap();
     let error = client.list(&ListQuery::default()).await.unwrap_err();
     assert!(matches!(error, CinderError::Keystone(_)), "{error:?}");

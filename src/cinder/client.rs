@@ -22,7 +22,7 @@ pub struct ClientConfig {
     /// For a connection to be there.
     pub connect_timeout: Duration,
     /// For one request, until its answer is read. A call ends within twice that, repeats included
-    /// (its version may have to be looked up, which is another call).
+    /// (its version may have to be looked up, which is another call), and what Keystone takes for a token.
     pub request_timeout: Duration,
     /// The same for an update and a delete, in which the storage back end makes or takes away the
     /// volume's export: seconds to a minute (Cinder's own `rpc_response_timeout` is 60 s).

@@ -168,13 +168,15 @@ impl Transport {
     ) -> Result<Answer, CinderError> {
         let access = self.auth.access(None).await?;
         let token = access.token.clone();
+        let started = Instant::now();
         let answer = self.send_once(call, version, request_id, limit, access).await?;
         if answer.status != StatusCode::UNAUTHORIZED || token.is_none() {
             return Ok(answer);
         }
+        let left = limit.saturating_sub(started.elapsed());
         debug!(operation = %call.operation, "Cinder refused the token: asking for another one");
         let access = self.auth.access(token.as_ref()).await?;
-        self.send_once(call, version, request_id, limit, access).await
+        self.send_once(call, version, request_id, left, access).await
     }
 
     async fn send_once(

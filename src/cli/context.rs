@@ -39,7 +39,7 @@ fn client_of(options: &Options, cloud: Cloud) -> Result<Client, Failure> {
     let (request_timeout, export_timeout) = options.cinder_timeouts();
     let tls = cloud.tls.clone();
     let session = SessionConfig { request_timeout, ..SessionConfig::default() };
-    let auth = cloud.auth(session, Some(Cloud::reload(&options.cloud)))?;
+    let auth = cloud.auth(&session, Some(Cloud::reload(&options.cloud)))?;
     let config = ClientConfig { request_timeout, export_timeout, tls, ..ClientConfig::default() };
     Ok(Client::new(auth, config)?)
 }

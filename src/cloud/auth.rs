@@ -15,7 +15,7 @@ impl Cloud {
     ///
     /// # Errors
     /// [`CinderError`]: certificates can't be read, or what was said can't be part of a request.
-    pub fn auth(self, config: SessionConfig, reload: Option<Reload>) -> Result<Auth, CinderError> {
+    pub fn auth(self, config: &SessionConfig, reload: Option<Reload>) -> Result<Auth, CinderError> {
         let Self { identity, service, tls } = self;
         match identity {
             Identity::Standalone { endpoint, project_id, user, password: None } => {
@@ -25,7 +25,7 @@ impl Cloud {
                 Auth::basic(&endpoint, &project_id, &user, password)
             }
             Identity::Keystone(credentials) => {
-                let config = SessionConfig { tls, ..config };
+                let config = SessionConfig { tls, ..config.clone() };
                 let session = Arc::new(Session::new(credentials, reload, config)?);
                 let wanted = Wanted {
                     types: service_types(service.service_type.as_deref()),
