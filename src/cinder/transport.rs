@@ -1,6 +1,9 @@
 //! The one way to Cinder: every request is made, limited, repeated and logged here.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use reqwest::{
     Method,
@@ -15,6 +18,7 @@ use super::{
     auth::below,
     backoff::{LONGEST_PAUSE, pause},
     microversion::{InUse, NoCommonVersion},
+    watch::{Asked, Heard, Watch},
     wire::{Body, VersionsAnswer},
 };
 
@@ -35,6 +39,12 @@ pub(super) struct Call<'a> {
     pub(super) body: Body<'a>,
 }
 
+impl Call<'_> {
+    fn needs(&self) -> Microversion {
+        self.operation.needs().max(self.body.needs())
+    }
+}
+
 impl Operation {
     /// The lowest version that has it.
     fn needs(self) -> Microversion {
@@ -43,6 +53,7 @@ impl Operation {
             Self::Discover
             | Self::ShowVolume(_)
             | Self::Reserve(_)
+            | Self::Create(_)
             | Self::Update(_)
             | Self::Show(_)
             | Self::List
@@ -57,6 +68,7 @@ pub(super) struct Transport {
     auth: Auth,
     config: ClientConfig,
     version: InUse,
+    watch: Option<Arc<dyn Watch>>,
 }
 
 impl Transport {
@@ -78,7 +90,16 @@ impl Transport {
         }
         let http = builder.build().map_err(|error| CinderError::NoHttpClient(error.into()))?;
         let version = InUse::new(config.highest_version);
-        Ok(Self { http, auth, config, version })
+        Ok(Self { http, auth, config, version, watch: None })
+    }
+
+    pub(super) fn up_to(&mut self, version: Microversion) {
+        self.config.highest_version = version;
+        self.version = InUse::new(version);
+    }
+
+    pub(super) fn watch(&mut self, watch: Arc<dyn Watch>) {
+        self.watch = Some(watch);
     }
 
     /// The version that the next request is sent in.
@@ -90,15 +111,15 @@ impl Transport {
     /// where the cloud does not understand it, looks up what it has, and asks once more.
     pub(super) async fn send(&self, call: Call<'_>) -> Result<Answer, CinderError> {
         let mut version = self.version.get();
-        if version < call.operation.needs() {
+        if version < call.needs() {
             // Lowered before; the cloud may have been upgraded since.
-            version = self.negotiate(call.operation).await?;
+            version = self.negotiate(&call).await?;
         }
         let answer = self.send_repeatedly(&call, Some(version)).await?;
         if !answer.is_version_trouble() {
             return answer.success();
         }
-        match self.negotiate(call.operation).await {
+        match self.negotiate(&call).await {
             Ok(agreed) if agreed != version => {
                 self.send_repeatedly(&call, Some(agreed)).await?.success()
             }
@@ -108,7 +129,8 @@ impl Transport {
         }
     }
 
-    async fn negotiate(&self, operation: Operation) -> Result<Microversion, CinderError> {
+    async fn negotiate(&self, call: &Call<'_>) -> Result<Microversion, CinderError> {
+        let operation = call.operation;
         let discover = Call {
             operation: Operation::Discover,
             method: Method::GET,
@@ -123,13 +145,13 @@ impl Transport {
             .ok_or_else(|| answer.nonsense("it names no v3 API"))?;
         let too_old = |needs, offered| CinderError::TooOld { operation, needs, offered };
         match self.version.agree(offer) {
-            Ok(version) if version < operation.needs() => Err(too_old(operation.needs(), version)),
+            Ok(version) if version < call.needs() => Err(too_old(call.needs(), version)),
             Ok(version) => {
                 info!(%version, lowest = %offer.lowest, highest = %offer.highest, "agreed on a version with Cinder");
                 Ok(version)
             }
             Err(NoCommonVersion::TooOld) => {
-                Err(too_old(operation.needs(), self.config.highest_version.min(offer.highest)))
+                Err(too_old(call.needs(), self.config.highest_version.min(offer.highest)))
             }
             Err(NoCommonVersion::TooNew) => Err(answer.nonsense(format!(
                 "it speaks API {} and later, attachd up to {}",
@@ -202,11 +224,16 @@ impl Transport {
                 request = request.header(CONTENT_TYPE, "application/json").body(body);
             }
         }
+        let request = request.build().map_err(|_| unusable("the request can't be made"))?;
+        if let Some(watch) = &self.watch {
+            watch.asked(&Asked::of(&request));
+        }
         let started = Instant::now();
-        let received = receive(request).await;
-        let ms = started.elapsed().as_millis();
+        let received = receive(&self.http, request).await;
+        let took = started.elapsed();
+        let ms = took.as_millis();
         let (method, path) = (&call.method, url.path().to_owned());
-        match received {
+        let outcome = match received {
             Ok((status, headers, body)) => {
                 let answer = Answer { operation, asked: version, status, headers, body };
                 debug!(%method, path, status = status.as_u16(), request_id = answer.request_id(), ms, "Cinder answered");
@@ -227,15 +254,22 @@ impl Transport {
                 debug!(%method, path, request_id = error.request_id(), ms, reason = error.reason(), "no answer of Cinder");
                 Err(error)
             }
+        };
+        if let Some(watch) = &self.watch {
+            watch.heard(&Heard::of(method, &path, &outcome, took));
         }
+        outcome
     }
 }
 
 type Received = (reqwest::StatusCode, reqwest::header::HeaderMap, Option<Vec<u8>>);
 
 /// Reads the answer; a body that is too long is left unread.
-async fn receive(request: reqwest::RequestBuilder) -> Result<Received, reqwest::Error> {
-    let mut response = request.send().await?;
+async fn receive(
+    http: &reqwest::Client,
+    request: reqwest::Request,
+) -> Result<Received, reqwest::Error> {
+    let mut response = http.execute(request).await?;
     let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {

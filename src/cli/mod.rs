@@ -2,6 +2,7 @@
 #![allow(clippy::doc_markdown, reason = "these comments are texts that users read")]
 
 mod attach;
+mod attachment;
 mod connector;
 mod context;
 mod detach;
@@ -47,6 +48,8 @@ enum Command {
     Plan(plan::PlanCommand),
     /// Show attachments with their sessions, disks, map and mount, joined
     Inspect(inspect::Inspect),
+    /// Create, list, show, set, complete and delete Cinder's attachments themselves; touches no device
+    Attachment(attachment::AttachmentCommand),
     /// Show this node's connector facts, as Cinder gets them
     Connector(connector::ConnectorCommand),
     /// Serve the requests in a directory until told to stop
@@ -70,6 +73,7 @@ pub async fn main() -> ExitCode {
         Command::Detach(command) => command.run(&cli.options, cli.output).await,
         Command::Plan(command) => command.run(&cli.options, cli.output).await,
         Command::Inspect(command) => command.run(&cli.options, cli.output).await,
+        Command::Attachment(command) => command.run(&cli.options, cli.output).await,
         Command::Connector(command) => command.run(&cli.options, cli.output).await,
         Command::Run(command) => command.run(&cli.options).await,
         Command::Crd(command) => command.run(),
