@@ -545,7 +545,7 @@ async fn an_attachment_is_shown_in_every_form() {
         (
             &["-o", "yaml", "-c", "Volume ID", "-c", "Status", "--column", "attached_at"],
             "
-attached_at: 2026-11-22T02:50:40.355224
+attached_at: \"2026-11-22T02:50:40.355224\"
 status: attached
 volume_id: 408c7301-4bec-4442-b377-59ac6ff160e9
 ",
@@ -801,6 +801,31 @@ async fn what_is_not_there_is_an_error_with_cinders_request_id() {
     }
 }
 
+#[tokio::test]
+async fn ids_are_completed_with_what_cinder_has() {
+    for (begun, expected) in
+        [("", format!("{OTHER}\n{ID}")), ("c5", OTHER.to_owned()), ("ffff", String::new())]
+    {
+        let cinder = Cinder::of(vec![expect("GET /attachments?limit=200", summaries())]).await;
+        let output = Command::cargo_bin("attachd")
+            .unwrap()
+            .env_clear()
+            .env("ATTACHD_COMPLETE", "bash")
+            .env("_CLAP_COMPLETE_INDEX", "3")
+            .env("_CLAP_IFS", "\n")
+            .env("ATTACHD_CINDER_ENDPOINT", cinder.server.uri())
+            .env("ATTACHD_CINDER_PROJECT", PROJECT)
+            .env("ATTACHD_CINDER_USER", "admin")
+            .args(["--", "attachd", "attachment", "show", begun])
+            .output()
+            .unwrap();
+        let seen = String::from_utf8(output.stdout).unwrap();
+        let ids: Vec<&str> = seen.lines().filter(|line| !line.starts_with('-')).collect();
+        assert_eq!(ids.join("\n"), expected, "{begun:?}: {seen}");
+        assert!(cinder.script.0.lock().unwrap().1.is_empty());
+    }
+}
+
 /// The long help of a command, as one line of words.
 fn help(command: &str) -> String {
     let output = Command::cargo_bin("attachd").unwrap();
@@ -814,7 +839,8 @@ fn parity() -> Vec<(String, String)> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/commands.md");
     let text = fs::read_to_string(path).unwrap();
     let mut rows = Vec::new();
-    for line in text.lines().filter(|line| line.starts_with("| `")) {
+    let (_, table) = text.split_once("## Every option").unwrap();
+    for line in table.lines().filter(|line| line.starts_with("| `")) {
         let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
         assert_eq!(cells.len(), 5, "{line}");
         let command = cells[0].trim_matches('`').to_owned();

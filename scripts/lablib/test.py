@@ -138,11 +138,11 @@ def _lab(*, nodes: int = 1, storage_guest: bool = False) -> Lab:
 
 
 def real_cinder() -> Tally:
-    """The Cinder client against a real Cinder."""
+    """The Cinder client, and the commands upon it, against a real Cinder."""
     settings = _lab().settings()
     tally = Tally()
     env = {"ATTACHD_TEST_CINDER": f"http://127.0.0.1:{settings.cinder_port}", "ATTACHD_TEST_PROJECT": PROJECT_ID}
-    _cargo_tests(tally, ["--test", "cinder_real", "--", "--ignored"], env)
+    _cargo_tests(tally, ["--test", "cinder_real", "--test", "attachment_real", "--", "--ignored"], env)
     return tally
 
 

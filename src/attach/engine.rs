@@ -250,7 +250,7 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
     async fn drive(
         &self,
         run: &mut Run<'_>,
-        stop: &watch::Receiver<bool>,
+        stopped: &watch::Receiver<bool>,
     ) -> Result<Outcome, AttachError> {
         let mut events = self.host.events();
         let mut targets_lock = None;
@@ -271,13 +271,13 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                 Next::Done => return Ok(outcome(run, &observed.host, changed)),
                 Next::Refuse(refusal) => return Err(refusal.into()),
                 Next::Do(step) => {
-                    if *stop.borrow() {
+                    if *stopped.borrow() {
                         return Err(AttachError::Stopped { before: step.to_string() });
                     }
                     if step.needs_targets_alone() && targets_lock.is_none() {
                         let targets = run.record.as_ref().map(Record::targets).unwrap_or_default();
                         let locked = self.ledger.lock_targets(&targets);
-                        let locked = unless_stopped(stop, || step.to_string(), locked).await?;
+                        let locked = unless_stopped(stopped, || step.to_string(), locked).await?;
                         targets_lock = Some(locked?);
                         // What was seen before the lock may have changed while we waited for it.
                         run.others = self.others(run.volume_id).await?;
@@ -314,7 +314,7 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                     if began.elapsed() >= self.config.patience {
                         overdue(&mut run.attempt, &awaited);
                     } else {
-                        self.wait(&mut events, stop, &awaited, began).await?;
+                        self.wait(&mut events, stopped, &awaited, began).await?;
                         run.attempt.map_asked = false;
                     }
                 }

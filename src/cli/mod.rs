@@ -17,7 +17,8 @@ mod run;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::CompleteEnv;
 
 pub use output::Format;
 
@@ -56,10 +57,19 @@ enum Command {
     Run(run::Run),
     /// Print the custom resource definitions
     Crd(generate::Crd),
-    /// Print a completion script for a shell
+    /// Print a script for a shell that completes commands, options and attachment ids
+    ///
+    /// For bash: source <(attachd completions bash). The script asks this attachd at each Tab, so take it
+    /// anew with each version. For ids Cinder is asked as the environment's variables say.
     Completions(generate::Completions),
     /// Print the manual page, or write all of them to a directory
     Man(generate::Man),
+}
+
+/// Where a shell asks for completions, gives them and ends the process; else does nothing. Call it first:
+/// it changes the environment, which only a program with one thread may.
+pub fn complete() {
+    CompleteEnv::with_factory(Cli::command).var(generate::COMPLETE).complete();
 }
 
 /// Parses the command line, sets up logging, and runs the command.

@@ -1,7 +1,7 @@
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Session, wait::Wait};
+use super::{Session, ids, wait::Wait};
 use crate::{
     cinder::{AttachmentStatus, Microversion},
     cli::{exit::Failure, output},
@@ -11,12 +11,12 @@ use crate::{
 #[derive(Debug, Args)]
 pub(super) struct Complete {
     /// The attachment's id
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", add = ids::completer())]
     id: AttachmentId,
 
     /// The body of the action, which is always empty: {} or null
-    #[arg(long, value_name = "JSON", value_parser = empty)]
-    os_complete: Option<()>,
+    #[arg(long = "os-complete", value_name = "JSON", value_parser = empty)]
+    body: Option<()>,
 
     #[command(flatten)]
     wait: Wait,

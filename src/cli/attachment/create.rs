@@ -69,7 +69,7 @@ impl Create {
         let volume = self.volume.or(self.volume_uuid);
         let volume = volume.ok_or_else(|| Failure::Usage("which volume?".to_owned()))?;
         let mode = self.mode.and_then(|Mode(mode)| mode);
-        self.check_mode(mode, version)?;
+        Self::check_mode(mode, version)?;
         let connector = self.connector.resolve(session.options).await?;
         self.check_connector(mode, connector.as_ref())?;
         let client = session.client()?.up_to(version);
@@ -96,7 +96,7 @@ impl Create {
         self.fields.print(session.format, &shown.unwrap_or(created))
     }
 
-    fn check_mode(&self, mode: Option<AccessMode>, version: Microversion) -> Result<(), Failure> {
+    fn check_mode(mode: Option<AccessMode>, version: Microversion) -> Result<(), Failure> {
         match mode {
             Some(mode) if version < Microversion::MODE => Err(Failure::Usage(format!(
                 "--mode {mode} needs API {} and this is {version}: leave it out, and give --connector mode={mode}, which older clouds read",

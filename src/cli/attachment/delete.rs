@@ -3,7 +3,7 @@ use std::io::{self, IsTerminal as _};
 use clap::Args;
 use serde_json::json;
 
-use super::{Session, node, wait::Wait};
+use super::{Session, ids, node, wait::Wait};
 use crate::{
     cinder::{AttachmentSummary, Deleted},
     cli::{exit::Failure, output},
@@ -13,7 +13,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub(super) struct Delete {
     /// The attachment's id
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", add = ids::completer())]
     id: AttachmentId,
 
     /// Delete it even though a device of it is connected on this node

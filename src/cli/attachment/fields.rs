@@ -10,7 +10,7 @@ use super::super::{
     exit::Failure,
     output::{self, cell},
 };
-use crate::cinder::Attachment;
+use crate::{cinder::Attachment, model::AccessMode};
 
 /// A field of an attachment, by the API's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +78,7 @@ impl Field {
             Self::Status => summary.status.name().into(),
             Self::VolumeId => summary.volume_id.to_string().into(),
             Self::Instance => summary.instance.clone().into(),
-            Self::AttachMode => attachment.mode.map(|mode| mode.name()).into(),
+            Self::AttachMode => attachment.mode.map(AccessMode::name).into(),
             Self::AttachedAt => attachment.attached_at.clone().into(),
             Self::DetachedAt => attachment.detached_at.clone().into(),
             Self::ConnectionInfo if show_secrets => {

@@ -6,6 +6,7 @@ mod connector;
 mod create;
 mod delete;
 mod fields;
+mod ids;
 mod list;
 mod node;
 mod set;

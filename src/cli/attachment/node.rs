@@ -75,3 +75,89 @@ fn connected(paths: &BTreeSet<TargetPath>, host: &HostState) -> Vec<String> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::model::{
+        DeviceName, DeviceNumber, DeviceState, Lun, MapMember, MountEntry, MultipathMap,
+        ScsiDevice, Session, SessionState, Target,
+    };
+
+    use super::*;
+
+    fn path(number: u8) -> TargetPath {
+        let portal = format!("10.0.{number}.2:3260").parse().unwrap();
+        let iqn = "iqn.2010-10.org.openstack:volume-a".parse().unwrap();
+        TargetPath { target: Target { portal, iqn }, lun: Lun(1) }
+    }
+
+    fn session(number: u8) -> Session {
+        let Target { iqn, portal } = path(number).target;
+        Session {
+            sid: number.into(),
+            host: number.into(),
+            iqn,
+            portal,
+            tpgt: 1,
+            state: SessionState::LoggedIn,
+        }
+    }
+
+    fn disk(number: u8) -> ScsiDevice {
+        ScsiDevice {
+            hctl: format!("{number}:0:0:1").parse().unwrap(),
+            name: DeviceName::new(&format!("sd{}", char::from(b'a' + number))).unwrap(),
+            number: DeviceNumber { major: 8, minor: u32::from(number) * 16 },
+            size_bytes: 1 << 30,
+            wwid: None,
+            vendor: "IET".to_owned(),
+            model: "VIRTUAL-DISK".to_owned(),
+            state: DeviceState::Running,
+            read_only: false,
+            holders: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_connected_is_named_from_the_disk_to_the_mount_once_each() {
+        let member = |number| MapMember { device: disk(number).name, path_state: None };
+        let mut host = HostState {
+            sessions: vec![session(1), session(2)],
+            devices: vec![disk(1), disk(2)],
+            maps: vec![MultipathMap {
+                name: "36e0a".to_owned(),
+                wwid: "36e0a1cc2bac035ba048ac0a202003863".parse().unwrap(),
+                node: None,
+                device: DeviceName::new("dm-0").unwrap(),
+                number: DeviceNumber { major: 253, minor: 0 },
+                size_bytes: 1 << 30,
+                read_only: false,
+                members: vec![member(1), member(2)],
+                holders: Vec::new(),
+            }],
+            mounts: vec![MountEntry {
+                number: DeviceNumber { major: 253, minor: 0 },
+                source: "/dev/mapper/36e0a".to_owned(),
+                target: "/mnt/db".into(),
+                fs_type: "ext4".to_owned(),
+                read_only: false,
+            }],
+            ..HostState::default()
+        };
+        let paths = [path(1), path(2)].into();
+        let found = connected(&paths, &host);
+        let target = "iqn.2010-10.org.openstack:volume-a at 10.0";
+        assert_eq!(
+            found,
+            [
+                format!("sdb is connected on this node ({target}.1.2:3260, LUN 1)"),
+                "the map 36e0a is over it".to_owned(),
+                "it is mounted on /mnt/db".to_owned(),
+                format!("sdc is connected on this node ({target}.2.2:3260, LUN 1)"),
+            ]
+        );
+        assert!(connected(&[path(3)].into(), &host).is_empty(), "another target");
+        host.devices.clear();
+        assert!(connected(&paths, &host).is_empty(), "sessions alone are no devices");
+    }
+}

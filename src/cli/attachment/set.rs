@@ -1,7 +1,7 @@
 use clap::Args;
 use serde_json::Value;
 
-use super::{Session, connector::ConnectorArgs, fields::FieldArgs, wait::Wait};
+use super::{Session, connector::ConnectorArgs, fields::FieldArgs, ids, wait::Wait};
 use crate::{
     cinder::AttachmentStatus,
     cli::exit::Failure,
@@ -11,7 +11,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub(super) struct Set {
     /// The attachment's id
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", add = ids::completer())]
     id: AttachmentId,
 
     /// The connector's mode: rw or ro

@@ -1,12 +1,12 @@
 use clap::Args;
 
-use super::{Session, fields::FieldArgs};
+use super::{Session, fields::FieldArgs, ids};
 use crate::{cli::exit::Failure, model::AttachmentId};
 
 #[derive(Debug, Args)]
 pub(super) struct Show {
     /// The attachment's id
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", add = ids::completer())]
     id: AttachmentId,
 
     #[command(flatten)]
