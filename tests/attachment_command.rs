@@ -119,6 +119,8 @@ struct Ran {
 
 impl Cinder {
     async fn of(expected: Vec<Expected>) -> Self {
+        // Else a long loop uses up tokio's budget of this task, and the server's drop waits for ever.
+        tokio::task::yield_now().await;
         let script = Script::default();
         script.0.lock().unwrap().0 = expected.into();
         let server = MockServer::builder().start().await;
@@ -205,7 +207,7 @@ fn refusal(code: u16, message: &str) -> Value {
     json!({"computeFault": {"code": code, "message": message}})
 }
 
-fn creation(fields: Value) -> Value {
+fn creation(fields: &Value) -> Value {
     let mut attachment = json!({"volume_uuid": VOLUME});
     attachment.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     json!({"attachment": attachment})
@@ -247,7 +249,7 @@ async fn a_volume_is_reserved_by_every_habit_with_what_was_said_and_nothing_else
         (&["create", VOLUME, "--server", INSTANCE], json!({"instance_uuid": INSTANCE})),
     ] {
         let cinder =
-            Cinder::of(vec![expect("POST /attachments", one("reserved")).body(creation(fields))]);
+            Cinder::of(vec![expect("POST /attachments", one("reserved")).body(creation(&fields))]);
         let ran = cinder.await.succeeds(arguments);
         assert!(ran.stdout.contains("reserved") && ran.stdout.contains(ID), "{}", ran.stdout);
     }
@@ -289,7 +291,7 @@ async fn an_attachment_all_at_once_has_the_connector_with_the_types_of_its_field
         stale["connection_info"] = connection_info();
         let cinder = Cinder::of(vec![
             expect("POST /attachments", json!({"attachment": stale}))
-                .body(creation(json!({"connector": connector()}))),
+                .body(creation(&json!({"connector": connector()}))),
         ]);
         let arguments = [&["create", VOLUME, "-o", "json"], arguments].concat();
         let shown = cinder.await.succeeds(&arguments).json();
@@ -317,7 +319,7 @@ async fn a_connector_of_a_file_is_sent_as_it_is_with_single_fields_put_in_their_
 
 #[tokio::test]
 async fn an_older_api_is_spoken_where_it_is_asked_for() {
-    let created = expect("POST /attachments", one("reserved")).body(creation(json!({})));
+    let created = expect("POST /attachments", one("reserved")).body(creation(&json!({})));
     Cinder::of(vec![created.version("volume 3.27")]).await.succeeds(&["create327", VOLUME]);
     let listed = expect("GET /attachments", summaries()).version("volume 3.30");
     Cinder::of(vec![listed]).await.succeeds(&["--os-volume-api-version", "3.30", "list327"]);
@@ -335,7 +337,7 @@ fn discovery(highest: &str) -> Expected {
 async fn a_cloud_that_is_too_old_is_told_with_what_is_lost_and_nothing_is_done_by_halves() {
     let refused = || refusal(406, "Version 3.54 is not supported by the API.");
     let cinder = Cinder::of(vec![
-        expect("POST /attachments", refused()).body(creation(json!({"mode": "ro"}))).status(406),
+        expect("POST /attachments", refused()).body(creation(&json!({"mode": "ro"}))).status(406),
         discovery("3.50"),
     ]);
     let ran = cinder.await.run(&["create", VOLUME, "--mode", "ro"]);
@@ -353,10 +355,10 @@ async fn a_cloud_that_is_too_old_is_told_with_what_is_lost_and_nothing_is_done_b
     assert_eq!(ran.code, 4);
     assert!(ran.stderr.contains("stays attaching"), "{}", ran.stderr);
     let cinder = Cinder::of(vec![
-        expect("POST /attachments", refused()).body(creation(json!({}))).status(406),
+        expect("POST /attachments", refused()).body(creation(&json!({}))).status(406),
         discovery("3.50"),
         expect("POST /attachments", one("reserved"))
-            .body(creation(json!({})))
+            .body(creation(&json!({})))
             .version("volume 3.50"),
     ]);
     cinder.await.succeeds(&["create", VOLUME]);
@@ -367,7 +369,7 @@ async fn a_failed_creation_with_a_connector_names_what_it_may_have_left_behind()
     let of_volume = format!("GET /attachments?volume_id={VOLUME}");
     let cinder = Cinder::of(vec![
         expect("POST /attachments", refusal(500, "no export"))
-            .body(creation(json!({"connector": connector()})))
+            .body(creation(&json!({"connector": connector()})))
             .status(500),
         expect(&of_volume, summaries()),
     ]);
@@ -410,7 +412,7 @@ async fn a_wait_ends_when_it_is_so_and_with_an_error_when_it_never_will_be() {
     let ran = cinder.await.succeeds(&["delete327", ID, "--wait", "-o", "json"]);
     assert_eq!(ran.json(), json!({"id": ID, "deleted": true, "remaining": []}));
 
-    let created = expect("POST /attachments", one("reserved")).body(creation(json!({})));
+    let created = expect("POST /attachments", one("reserved")).body(creation(&json!({})));
     let cinder = Cinder::of(vec![created, expect(&show, one("reserved"))]);
     cinder.await.succeeds(&["create", VOLUME, "--wait", "--wait-timeout", "5"]);
 }
@@ -639,7 +641,7 @@ async fn a_planted_secret_is_in_no_form_of_output_unless_it_is_asked_for() {
         let set = expect(&format!("PUT /attachments/{ID}"), one("attaching"))
             .body(json!({"attachment": {"connector": connector()}}));
         let created = expect("POST /attachments", one("attaching"))
-            .body(creation(json!({"connector": connector()})));
+            .body(creation(&json!({"connector": connector()})));
         for (expected, arguments) in [
             (expect(&show, one("attached")), vec!["show", ID]),
             (expect("GET /attachments/detail", listed), vec!["list", "-f", "connection_info"]),

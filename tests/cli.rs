@@ -106,7 +106,7 @@ fn bash_completes_commands_and_options_by_the_script() {
     {
         let script = format!(
             "source <(attachd completions bash); COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); \
-             COMP_TYPE=9; _clap_complete_attachd attachd; echo \"${{COMPREPLY[@]}}\""
+             COMP_TYPE=9; _clap_complete_attachd attachd \"${{COMP_WORDS[-1]}}\"; echo \"${{COMPREPLY[@]}}\""
         );
         let mut bash = Command::new("bash");
         let done = bash.env_clear().env("PATH", &path).args(["-c", &script]).output().unwrap();
