@@ -6,6 +6,8 @@ use std::{process::ExitCode, time::Duration};
 const LAST_CALLS: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
+    // Before there is a second thread: it changes the environment.
+    attachd::cli::complete();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -198,10 +198,32 @@ fn the_help_tells_every_exit_code() {
 }
 
 #[test]
-fn completions_are_printed_for_every_shell() {
-    for shell in ["bash", "zsh", "fish"] {
+fn a_completion_script_is_printed_for_every_shell() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         let script = prints(&["completions", shell]);
-        assert!(script.contains("multipath") && script.lines().count() > 50, "{shell}: {script}");
+        assert!(
+            script.contains("ATTACHD_COMPLETE") && script.contains("attachd"),
+            "{shell}: {script}"
+        );
+    }
+}
+
+#[test]
+fn bash_completes_commands_and_options_by_the_script() {
+    let binary = assert_cmd::cargo::cargo_bin("attachd");
+    let path = format!("{}:/usr/bin:/bin", binary.parent().unwrap().display());
+    for (words, expected) in
+        [("attachd attach --mul", "--multipath"), ("attachd attachm", "attachment")]
+    {
+        let script = format!(
+            "source <(attachd completions bash); COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); \
+             COMP_TYPE=9; _clap_complete_attachd attachd \"${{COMP_WORDS[-1]}}\"; echo \"${{COMPREPLY[@]}}\""
+        );
+        let mut bash = Command::new("bash");
+        let done = bash.env_clear().env("PATH", &path).args(["-c", &script]).output().unwrap();
+        let (seen, said) =
+            (String::from_utf8(done.stdout).unwrap(), String::from_utf8(done.stderr));
+        assert_eq!(seen.trim(), expected, "{words}: {said:?}");
     }
 }
 

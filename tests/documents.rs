@@ -60,9 +60,18 @@ fn every_reason_has_its_entry_in_the_operations_manual() {
 #[test]
 fn every_command_is_in_the_readme() {
     let readme = read("README.md");
-    for command in
-        ["attach", "detach", "plan", "inspect", "connector", "run", "crd", "completions", "man"]
-    {
+    for command in [
+        "attach",
+        "attachment",
+        "detach",
+        "plan",
+        "inspect",
+        "connector",
+        "run",
+        "crd",
+        "completions",
+        "man",
+    ] {
         assert!(
             readme.contains(&format!("attachd {command}")),
             "README.md lacks attachd {command}"
@@ -72,9 +81,14 @@ fn every_command_is_in_the_readme() {
 
 #[test]
 fn links_of_the_documents_lead_somewhere() {
-    for document in
-        ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/metrics.md", "docs/operations.md"]
-    {
+    for document in [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/commands.md",
+        "docs/design.md",
+        "docs/metrics.md",
+        "docs/operations.md",
+    ] {
         let base = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
         for target in read(document).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             if !target.starts_with("http") && !target.starts_with('#') {

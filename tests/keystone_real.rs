@@ -176,7 +176,7 @@ async fn another_project_does_not_even_see_the_volume() {
 async fn an_unknown_region_is_told_with_those_there_are() {
     let mut nowhere = cloud("member");
     nowhere.service.region = Some("Atlantis".to_owned());
-    let auth = nowhere.auth(SessionConfig::default(), None).unwrap();
+    let auth = nowhere.auth(&SessionConfig::default(), None).unwrap();
     let client = Client::new(auth, ClientConfig::default()).unwrap();
     let error = client.list(&ListQuery::default()).await.unwrap_err().to_string();
     for words in ["Atlantis", "RegionOne", "RegionTwo"] {

@@ -151,7 +151,7 @@ def real_cinder() -> Tally:
         "ATTACHD_TEST_PROJECT": PROJECT_ID,
         "ATTACHD_TEST_CLOUDS": str(keystone.clouds_file(lab)),
     }
-    _cargo_tests(tally, ["--test", "keystone_real", "--", "--ignored"], env)
+    _cargo_tests(tally, ["--test", "keystone_real", "--test", "attachment_real", "--", "--ignored"], env)
     seen = {}
     for identity in conformance.IDENTITIES:
         asked = {} if identity == "recorded" else {**env, "ATTACHD_TEST_IDENTITY": identity}

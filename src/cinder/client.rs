@@ -1,12 +1,12 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use reqwest::{Method, StatusCode};
 use tracing::warn;
 use uuid::Uuid;
 
 use super::{
-    Attachment, AttachmentStatus, AttachmentSummary, Auth, BlockStorage, CinderError, Deleted,
-    ListQuery, Microversion, Operation, PREFERRED, Volume,
+    Attachment, AttachmentStatus, AttachmentSummary, Auth, BlockStorage, CinderError, ConnectorRef,
+    Deleted, ListQuery, Microversion, NewAttachment, Operation, PREFERRED, Volume, Watch,
     answer::Answer,
     transport::{Call, Transport},
     wire::{AttachmentAnswer, AttachmentsAnswer, Body, VolumeAnswer, WireSummary},
@@ -24,7 +24,7 @@ pub struct ClientConfig {
     /// For one request, until its answer is read. A call ends within twice that, repeats included
     /// (its version may have to be looked up, which is another call), and what Keystone takes for a token.
     pub request_timeout: Duration,
-    /// The same for an update and a delete, in which the storage back end makes or takes away the
+    /// The same for a creation with a connector, an update and a delete, in which the storage back end makes or takes away the
     /// volume's export: seconds to a minute (Cinder's own `rpc_response_timeout` is 60 s).
     pub export_timeout: Duration,
     /// Certificates.
@@ -54,7 +54,9 @@ impl Default for ClientConfig {
 impl ClientConfig {
     pub(super) fn limit(&self, operation: Operation) -> Duration {
         match operation {
-            Operation::Update(_) | Operation::Delete(_) => self.export_timeout,
+            Operation::Create(_) | Operation::Update(_) | Operation::Delete(_) => {
+                self.export_timeout
+            }
             Operation::Discover
             | Operation::ShowVolume(_)
             | Operation::Reserve(_)
@@ -78,6 +80,20 @@ impl Client {
     /// [`CinderError::Http`]: certificates can't be read, or the machine has none.
     pub fn new(auth: Auth, config: ClientConfig) -> Result<Self, CinderError> {
         Ok(Self { transport: Transport::new(auth, config)? })
+    }
+
+    /// The same client, which asks for no higher version than this one.
+    #[must_use]
+    pub fn up_to(mut self, version: Microversion) -> Self {
+        self.transport.up_to(version);
+        self
+    }
+
+    /// The same client, which shows each request and answer to somebody.
+    #[must_use]
+    pub fn watched_by(mut self, watch: Arc<dyn Watch>) -> Self {
+        self.transport.watch(watch);
+        self
     }
 
     /// The API version in use: the wanted one, until the cloud refused it.
@@ -144,25 +160,48 @@ impl Client {
         Ok(attachment)
     }
 
+    /// Creates an attachment, with its connector at once where one is given. It is sent once, whatever
+    /// happens: see [`CinderError::nothing_was_created`].
+    ///
+    /// With a connector a failure of the back end ([`CinderError::ServerFault`]) leaves the reservation
+    /// behind, and the answer doesn't tell its id. [`create`](Self::create) and then
+    /// [`update`](Self::update) do the same without that risk.
+    ///
+    /// # Errors
+    /// [`CinderError::TooOld`] where a mode is given to a Cinder before 3.54,
+    /// [`CinderError::Refused`] while the volume's status does not allow it, and all others.
+    pub async fn create_with(&self, new: NewAttachment<'_>) -> Result<Attachment, CinderError> {
+        let operation = match new.connector {
+            Some(_) => Operation::Create(new.volume),
+            None => Operation::Reserve(new.volume),
+        };
+        let path = "/attachments".to_owned();
+        let answer = self.send(operation, Method::POST, path, Body::Create(new)).await?;
+        let mut attachment: Attachment = answer.json::<AttachmentAnswer>()?.into();
+        same(&answer, "volume", &attachment.summary.volume_id, &new.volume)?;
+        if let Some(connector) = new.connector {
+            connected(&mut attachment, connector);
+        }
+        Ok(attachment)
+    }
+
     /// Gives an attachment the connector, and gets the connection info.
     ///
     /// # Errors
     /// [`CinderError::Conflict`] where the volume is in error or this node has it already,
     /// [`CinderError::ServerFault`] where the back end failed (the attachment stays), and all others.
-    pub async fn update(
+    pub async fn update<'a>(
         &self,
         id: AttachmentId,
-        connector: &Connector,
+        connector: impl Into<ConnectorRef<'a>>,
     ) -> Result<Attachment, CinderError> {
+        let connector = connector.into();
         let body = Body::Update(connector);
         let path = format!("/attachments/{id}");
         let answer = self.send(Operation::Update(id), Method::PUT, path, body).await?;
         let mut attachment: Attachment = answer.json::<AttachmentAnswer>()?.into();
         same(&answer, "attachment", &attachment.summary.id, &id)?;
-        // All but the connection info is from before the update; this is what it leaves.
-        attachment.summary.status = AttachmentStatus::Attaching;
-        attachment.attached_at = None;
-        attachment.mode = attachment.mode.or(connector.mode).or(Some(AccessMode::default()));
+        connected(&mut attachment, connector);
         Ok(attachment)
     }
 
@@ -231,6 +270,13 @@ impl Client {
             (None, _) => CinderError::ServerFault(answered),
         }
     }
+}
+
+/// All but the connection info of the answer is from before the connector; this is what it leaves.
+fn connected(attachment: &mut Attachment, connector: ConnectorRef<'_>) {
+    attachment.summary.status = AttachmentStatus::Attaching;
+    attachment.attached_at = None;
+    attachment.mode = attachment.mode.or(connector.mode()).or(Some(AccessMode::default()));
 }
 
 /// An answer about something else is worse than none.

@@ -139,14 +139,22 @@ fn nova_advice(status: u16, instance: &str) -> String {
 }
 
 fn needs_for(needs: Microversion) -> &'static str {
-    if needs == Microversion::COMPLETE { "os-complete" } else { "attaching without Nova" }
+    match needs {
+        Microversion::MODE => "a mode for the attachment",
+        Microversion::COMPLETE => "os-complete",
+        _ => "attaching without Nova",
+    }
 }
 
 fn too_old_advice(needs: Microversion) -> &'static str {
-    if needs == Microversion::COMPLETE {
-        "the volume works but stays attaching in Cinder, never in-use; upgrade to Queens or later"
-    } else {
-        "upgrade the cloud to Ocata or later"
+    match needs {
+        Microversion::MODE => {
+            "leave it out and give it in the connector, which every version reads; or upgrade to Rocky or later"
+        }
+        Microversion::COMPLETE => {
+            "the volume works but stays attaching in Cinder, never in-use; upgrade to Queens or later"
+        }
+        _ => "upgrade the cloud to Ocata or later",
     }
 }
 
@@ -212,9 +220,10 @@ impl CinderError {
             Self::Keystone(error) => error.retry(),
             Self::NotFound(answered) => match answered.operation {
                 // The volume: somebody must name another one.
-                Operation::Discover | Operation::ShowVolume(_) | Operation::Reserve(_) => {
-                    Retry::OnChange
-                }
+                Operation::Discover
+                | Operation::ShowVolume(_)
+                | Operation::Reserve(_)
+                | Operation::Create(_) => Retry::OnChange,
                 // The attachment (or a page's marker) went away while we looked.
                 Operation::Update(_)
                 | Operation::Complete(_)

@@ -27,6 +27,9 @@ pub struct ListQuery {
     pub attach_status: Option<AttachmentStatus>,
     /// Only with this instance.
     pub instance_id: Option<String>,
+    /// Only of this project; Cinder ignores it unless the caller is an administrator and asks for all
+    /// projects.
+    pub project_id: Option<String>,
     /// Of all projects; Cinder ignores it unless the caller is an administrator.
     pub all_tenants: bool,
     /// Cinder's sort order, such as `id:asc`.
@@ -77,6 +80,7 @@ impl ListQuery {
         // `status` is not a filter: it always gives an empty list.
         put("attach_status", self.attach_status.as_ref().map(|status| status.name().to_owned()));
         put("instance_id", self.instance_id.clone());
+        put("project_id", self.project_id.clone());
         put("all_tenants", self.all_tenants.then(|| "1".to_owned()));
         put("sort", self.sort.clone());
         put("limit", page_size.map(|n| n.to_string()));

@@ -10,10 +10,58 @@
 //!    │ Access     auth.rs: the endpoint and the token, from Keystone or as told
 //!    │ Answer
 //! answer.rs     an answer becomes a value or an error
+//!
+//! watch.rs      who looks on: --debug, --timing        redact.rs  what may be shown of a body
 //! ```
 //!
-//! - No `null` is ever sent, and no connector with a reservation: where the back end fails, Cinder
-//!   would keep the reservation and not tell its id.
+//! # Use from Rust
+//!
+//! The whole life of an attachment. The [`Client`] repeats what may be repeated, keeps its time limits, and
+//! asks for the highest version of the API that both sides have.
+//!
+//! ```no_run
+//! use attachd::cinder::{Auth, CinderError, Client, ClientConfig, Deleted, ListQuery};
+//! use attachd::model::{AccessMode, Connector, VolumeId};
+//!
+//! # async fn attach(volume: VolumeId, connector: Connector) -> Result<(), Box<dyn std::error::Error>> {
+//! let auth = Auth::no_auth("http://127.0.0.1:8776", "c0ffee00c0ffee00c0ffee00c0ffee00", "admin")?;
+//! let cinder = Client::new(auth, ClientConfig::default())?;
+//!
+//! // First the reservation alone: its id is known before the back end is asked, which may fail.
+//! let reserved = match cinder.create(volume, None, AccessMode::Rw).await {
+//!     Ok(attachment) => attachment.summary.id,
+//!     Err(error) if error.nothing_was_created() => return Err(error.into()),
+//!     Err(error) => {
+//!         let of_volume = ListQuery { volume_id: Some(volume), ..ListQuery::default() };
+//!         eprintln!("one of these may be ours: {:?}", cinder.list(&of_volume).await?);
+//!         return Err(error.into());
+//!     }
+//! };
+//! let updated = cinder.update(reserved, &connector).await?;
+//! for path in updated.connection_info()?.into_iter().flat_map(|info| info.paths) {
+//!     println!("log in to {}, LUN {}", path.target, path.lun);
+//! }
+//! match cinder.complete(reserved).await {
+//!     // The volume works all the same, but is never "in-use".
+//!     Ok(()) | Err(CinderError::TooOld { .. }) => {}
+//!     Err(error) => return Err(error.into()),
+//! }
+//! // … and when no device of it is left on the node:
+//! if let Deleted::Deleted { remaining } = cinder.delete(reserved).await? {
+//!     println!("{} attachments share the connection", remaining.len());
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Errors are [`CinderError`]: [`reason()`](CinderError::reason) is a word for programs,
+//! [`retry()`](CinderError::retry) tells whether time helps, [`request_id()`](CinderError::request_id) is
+//! what Cinder's log has it under.
+//!
+//! # What holds everywhere
+//!
+//! - No `null` is ever sent. The engine sends no connector with a reservation: where the back end fails,
+//!   Cinder would keep the reservation and not tell its id.
 //! - Only a 404 that Cinder itself gave about that object means "gone".
 //! - Connection info holds the CHAP password, whoever asks for it: it lives in a [`Secret`](crate::model::Secret),
 //!   and no body or token reaches a log or an error.
@@ -25,8 +73,10 @@ mod error;
 mod list;
 mod microversion;
 mod operation;
+mod redact;
 mod transport;
 mod types;
+mod watch;
 mod wire;
 
 use std::future::Future;
@@ -41,7 +91,11 @@ pub use error::{Answered, CinderError};
 pub use list::ListQuery;
 pub use microversion::{Microversion, MicroversionError, PREFERRED};
 pub use operation::Operation;
-pub use types::{Attachment, AttachmentStatus, AttachmentSummary, Deleted, Volume, VolumeUse};
+pub use types::{
+    Attachment, AttachmentStatus, AttachmentSummary, ConnectorRef, Deleted, NewAttachment, Volume,
+    VolumeUse,
+};
+pub use watch::{Asked, Heard, Watch};
 
 /// What the engine asks of Cinder.
 ///

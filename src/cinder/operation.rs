@@ -9,8 +9,10 @@ pub enum Operation {
     Discover,
     /// `GET /volumes/{id}`.
     ShowVolume(VolumeId),
-    /// `POST /attachments`.
+    /// `POST /attachments` without a connector.
     Reserve(VolumeId),
+    /// `POST /attachments` with a connector.
+    Create(VolumeId),
     /// `PUT /attachments/{id}`.
     Update(AttachmentId),
     /// `POST /attachments/{id}/action`.
@@ -27,7 +29,7 @@ impl Operation {
     /// The id of the object that Cinder would name in a genuine 404.
     pub(super) fn object(self) -> Option<String> {
         match self {
-            Self::ShowVolume(id) | Self::Reserve(id) => Some(id.to_string()),
+            Self::ShowVolume(id) | Self::Reserve(id) | Self::Create(id) => Some(id.to_string()),
             Self::Update(id) | Self::Complete(id) | Self::Show(id) | Self::Delete(id) => {
                 Some(id.to_string())
             }
@@ -38,7 +40,7 @@ impl Operation {
     /// Whether a second time does no harm. A second reservation does.
     pub(super) fn is_repeatable(self) -> bool {
         match self {
-            Self::Reserve(_) => false,
+            Self::Reserve(_) | Self::Create(_) => false,
             Self::Discover
             | Self::ShowVolume(_)
             | Self::Update(_)
@@ -56,6 +58,7 @@ impl fmt::Display for Operation {
             Self::Discover => f.write_str("tell its API versions"),
             Self::ShowVolume(id) => write!(f, "show volume {id}"),
             Self::Reserve(id) => write!(f, "reserve volume {id}"),
+            Self::Create(id) => write!(f, "create an attachment of volume {id}"),
             Self::Update(id) => write!(f, "update attachment {id}"),
             Self::Complete(id) => write!(f, "complete attachment {id}"),
             Self::Show(id) => write!(f, "show attachment {id}"),

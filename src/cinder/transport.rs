@@ -1,9 +1,12 @@
 //! The one way to Cinder: every request is made, limited, repeated and logged here.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use reqwest::{
-    Method, StatusCode,
+    Method, RequestBuilder, StatusCode,
     header::{ACCEPT, CONTENT_TYPE},
 };
 use tracing::{debug, info};
@@ -14,6 +17,7 @@ use super::{
     answer::{Answer, REQUEST_ID_HEADER, VERSION_HEADER},
     auth::{Access, below},
     microversion::{InUse, NoCommonVersion},
+    watch::{Asked, Heard, Watch},
     wire::{Body, VersionsAnswer},
 };
 use crate::http::{
@@ -32,6 +36,12 @@ pub(super) struct Call<'a> {
     pub(super) body: Body<'a>,
 }
 
+impl Call<'_> {
+    fn needs(&self) -> Microversion {
+        self.operation.needs().max(self.body.needs())
+    }
+}
+
 impl Operation {
     /// The lowest version that has it.
     fn needs(self) -> Microversion {
@@ -40,6 +50,7 @@ impl Operation {
             Self::Discover
             | Self::ShowVolume(_)
             | Self::Reserve(_)
+            | Self::Create(_)
             | Self::Update(_)
             | Self::Show(_)
             | Self::List
@@ -54,6 +65,7 @@ pub(super) struct Transport {
     auth: Auth,
     config: ClientConfig,
     version: InUse,
+    watch: Option<Arc<dyn Watch>>,
 }
 
 impl Transport {
@@ -63,7 +75,16 @@ impl Transport {
             http.client(endpoint)?;
         }
         let version = InUse::new(config.highest_version);
-        Ok(Self { http, auth, config, version })
+        Ok(Self { http, auth, config, version, watch: None })
+    }
+
+    pub(super) fn up_to(&mut self, version: Microversion) {
+        self.config.highest_version = version;
+        self.version = InUse::new(version);
+    }
+
+    pub(super) fn watch(&mut self, watch: Arc<dyn Watch>) {
+        self.watch = Some(watch);
     }
 
     /// The version that the next request is sent in.
@@ -80,15 +101,15 @@ impl Transport {
     /// where the cloud does not understand it, looks up what it has, and asks once more.
     pub(super) async fn send(&self, call: Call<'_>) -> Result<Answer, CinderError> {
         let mut version = self.version.get();
-        if version < call.operation.needs() {
+        if version < call.needs() {
             // Lowered before; the cloud may have been upgraded since.
-            version = self.negotiate(call.operation).await?;
+            version = self.negotiate(&call).await?;
         }
         let answer = self.send_repeatedly(&call, Some(version)).await?;
         if !answer.is_version_trouble() {
             return answer.success();
         }
-        match self.negotiate(call.operation).await {
+        match self.negotiate(&call).await {
             Ok(agreed) if agreed != version => {
                 self.send_repeatedly(&call, Some(agreed)).await?.success()
             }
@@ -98,7 +119,8 @@ impl Transport {
         }
     }
 
-    async fn negotiate(&self, operation: Operation) -> Result<Microversion, CinderError> {
+    async fn negotiate(&self, call: &Call<'_>) -> Result<Microversion, CinderError> {
+        let operation = call.operation;
         let discover = Call {
             operation: Operation::Discover,
             method: Method::GET,
@@ -113,13 +135,13 @@ impl Transport {
             .ok_or_else(|| answer.nonsense("it names no v3 API"))?;
         let too_old = |needs, offered| CinderError::TooOld { operation, needs, offered };
         match self.version.agree(offer) {
-            Ok(version) if version < operation.needs() => Err(too_old(operation.needs(), version)),
+            Ok(version) if version < call.needs() => Err(too_old(call.needs(), version)),
             Ok(version) => {
                 info!(%version, lowest = %offer.lowest, highest = %offer.highest, "agreed on a version with Cinder");
                 Ok(version)
             }
             Err(NoCommonVersion::TooOld) => {
-                Err(too_old(operation.needs(), self.config.highest_version.min(offer.highest)))
+                Err(too_old(call.needs(), self.config.highest_version.min(offer.highest)))
             }
             Err(NoCommonVersion::TooNew) => Err(answer.nonsense(format!(
                 "it speaks API {} and later, attachd up to {}",
@@ -195,9 +217,9 @@ impl Transport {
         if !call.query.is_empty() {
             url.query_pairs_mut().extend_pairs(&call.query);
         }
-        let mut request = self
-            .http
-            .client(&url)?
+        let unusable = |what: &str| CinderError::Configuration { what: what.to_owned() };
+        let http = self.http.client(&url)?;
+        let mut request = http
             .request(call.method.clone(), url.clone())
             .timeout(limit)
             .header(ACCEPT, "application/json")
@@ -209,18 +231,21 @@ impl Transport {
         if let Some(version) = version {
             request = request.header(VERSION_HEADER, format!("volume {version}"));
             let body = call.body.render(version);
-            let body = body.map_err(|_| CinderError::Configuration {
-                what: "the connector can't be written as JSON".to_owned(),
-            })?;
+            let body = body.map_err(|_| unusable("the connector can't be written as JSON"))?;
             if let Some(body) = body {
                 request = request.header(CONTENT_TYPE, "application/json").body(body);
             }
         }
+        let request = request.build().map_err(|_| unusable("the request can't be made"))?;
+        if let Some(watch) = &self.watch {
+            watch.asked(&Asked::of(&request));
+        }
         let started = Instant::now();
-        let received = receive(request).await;
-        let ms = started.elapsed().as_millis();
+        let received = receive(RequestBuilder::from_parts(http.clone(), request)).await;
+        let took = started.elapsed();
+        let ms = took.as_millis();
         let (method, path) = (&call.method, url.path().to_owned());
-        match received {
+        let outcome = match received {
             Ok(received) => {
                 let answer = Answer::new(operation, version, received);
                 debug!(%method, path, status = answer.status.as_u16(), request_id = answer.request_id(), ms, "Cinder answered");
@@ -241,7 +266,11 @@ impl Transport {
                 debug!(%method, path, request_id = error.request_id(), ms, reason = error.reason(), "no answer of Cinder");
                 Err(error)
             }
+        };
+        if let Some(watch) = &self.watch {
+            watch.heard(&Heard::of(method, &path, &outcome, took));
         }
+        outcome
     }
 }
 

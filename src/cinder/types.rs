@@ -2,10 +2,57 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use uuid::Uuid;
 
+use super::redact;
 use crate::model::{
-    AccessMode, AttachmentId, ConnectionInfo, ConnectionInfoError, Secret, VolumeId,
+    AccessMode, AttachmentId, ConnectionInfo, ConnectionInfoError, Connector, ConnectorFields,
+    Secret, VolumeId,
 };
+
+/// A connector to send: this node's facts, or whatever was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum ConnectorRef<'a> {
+    /// This node's.
+    Facts(&'a Connector),
+    /// Any.
+    Fields(&'a ConnectorFields),
+}
+
+impl<'a> From<&'a Connector> for ConnectorRef<'a> {
+    fn from(connector: &'a Connector) -> Self {
+        Self::Facts(connector)
+    }
+}
+
+impl<'a> From<&'a ConnectorFields> for ConnectorRef<'a> {
+    fn from(fields: &'a ConnectorFields) -> Self {
+        Self::Fields(fields)
+    }
+}
+
+impl ConnectorRef<'_> {
+    pub(super) fn mode(self) -> Option<AccessMode> {
+        match self {
+            Self::Facts(connector) => connector.mode,
+            Self::Fields(fields) => fields.mode(),
+        }
+    }
+}
+
+/// What [`Client::create_with`](super::Client::create_with) is to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewAttachment<'a> {
+    /// Of which volume.
+    pub volume: VolumeId,
+    /// Cinder's `instance_uuid`; it asks Nova about such an attachment before it lets it go.
+    pub instance: Option<Uuid>,
+    /// The mode, from 3.54 on; Cinder takes the volume's own where nothing is said.
+    pub mode: Option<AccessMode>,
+    /// The connector; without one the volume is only reserved.
+    pub connector: Option<ConnectorRef<'a>>,
+}
 
 /// A volume, as far as attaching needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -75,6 +122,17 @@ impl Attachment {
         connection_info: Secret<Value>,
     ) -> Self {
         Self { summary, mode, attached_at: None, detached_at: None, connection_info }
+    }
+
+    /// Cinder's `connection_info` as it is, whatever the transport; `null` or empty while no connector
+    /// was given.
+    pub const fn raw_connection_info(&self) -> &Secret<Value> {
+        &self.connection_info
+    }
+
+    /// The same with everything left out that may be secret: good to be shown.
+    pub fn shown_connection_info(&self) -> Value {
+        redact::shown(self.connection_info.expose())
     }
 
     /// The connection info; `None` while no connector was given.

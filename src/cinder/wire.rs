@@ -5,17 +5,24 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
-    Attachment, AttachmentStatus, AttachmentSummary, Microversion, Volume, VolumeUse,
-    microversion::Offer,
+    Attachment, AttachmentStatus, AttachmentSummary, ConnectorRef, Microversion, NewAttachment,
+    Volume, VolumeUse, microversion::Offer,
 };
-use crate::model::{AccessMode, AttachmentId, Connector, Secret, VolumeId};
+use crate::model::{AccessMode, AttachmentId, Secret, VolumeId};
 
 /// What is sent.
 #[derive(Clone, Copy)]
 pub(super) enum Body<'a> {
     None,
-    Reserve { volume: VolumeId, instance: Option<Uuid>, mode: AccessMode },
-    Update(&'a Connector),
+    /// The mode is said where it can be.
+    Reserve {
+        volume: VolumeId,
+        instance: Option<Uuid>,
+        mode: AccessMode,
+    },
+    /// The mode is said, where one is given.
+    Create(NewAttachment<'a>),
+    Update(ConnectorRef<'a>),
     Complete,
 }
 
@@ -25,28 +32,52 @@ struct Enveloped<T> {
 }
 
 #[derive(Serialize)]
-struct Reservation {
+struct Creation<'a> {
     volume_uuid: VolumeId,
     #[serde(skip_serializing_if = "Option::is_none")]
     instance_uuid: Option<Uuid>,
     #[serde(skip_serializing_if = "Option::is_none")]
     mode: Option<AccessMode>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connector: Option<ConnectorRef<'a>>,
 }
 
 #[derive(Serialize)]
 struct Update<'a> {
-    connector: &'a Connector,
+    connector: ConnectorRef<'a>,
 }
 
 impl Body<'_> {
-    /// The body in that version's form. The mode is always said where it can be: then Cinder's
-    /// answer tells which one holds (a volume may be read-only), and no connector overrides it.
+    /// The lowest version that takes it.
+    pub(super) fn needs(&self) -> Microversion {
+        match self {
+            Self::Create(NewAttachment { mode: Some(_), .. }) => Microversion::MODE,
+            Self::None
+            | Self::Reserve { .. }
+            | Self::Create(_)
+            | Self::Update(_)
+            | Self::Complete => Microversion::v3(0),
+        }
+    }
+
+    /// The body in that version's form. A reservation's mode is always said where it can be: then
+    /// Cinder's answer tells which one holds (a volume may be read-only), and no connector overrides it.
     pub(super) fn render(&self, version: Microversion) -> serde_json::Result<Option<Vec<u8>>> {
         match *self {
             Self::None => Ok(None),
             Self::Reserve { volume, instance, mode } => {
                 let mode = (version >= Microversion::MODE).then_some(mode);
-                let attachment = Reservation { volume_uuid: volume, instance_uuid: instance, mode };
+                let attachment = Creation {
+                    volume_uuid: volume,
+                    instance_uuid: instance,
+                    mode,
+                    connector: None,
+                };
+                serde_json::to_vec(&Enveloped { attachment }).map(Some)
+            }
+            Self::Create(NewAttachment { volume, instance, mode, connector }) => {
+                let attachment =
+                    Creation { volume_uuid: volume, instance_uuid: instance, mode, connector };
                 serde_json::to_vec(&Enveloped { attachment }).map(Some)
             }
             Self::Update(connector) => {
@@ -197,6 +228,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::model::{Connector, ConnectorFields};
 
     fn rendered(body: Body<'_>, minor: u16) -> Value {
         let bytes = body.render(Microversion::v3(minor)).unwrap().unwrap();
@@ -218,6 +250,26 @@ mod tests {
     }
 
     #[test]
+    fn an_attachment_all_at_once_carries_what_was_given_and_nothing_else() {
+        let volume = "7a29c609-53cc-4134-830f-6d08a0b9da91".parse().unwrap();
+        let fields = ConnectorFields::from_json(json!({"host": "n1"})).unwrap();
+        let mut new = NewAttachment {
+            volume,
+            instance: None,
+            mode: None,
+            connector: Some(ConnectorRef::from(&fields)),
+        };
+        assert_eq!(
+            rendered(Body::Create(new), 27),
+            json!({"attachment": {"volume_uuid": volume, "connector": {"host": "n1"}}})
+        );
+        assert!(Body::Create(new).needs() < Microversion::ATTACHMENTS);
+        new.mode = Some(AccessMode::Ro);
+        assert_eq!(rendered(Body::Create(new), 54)["attachment"]["mode"], "ro");
+        assert_eq!(Body::Create(new).needs(), Microversion::MODE);
+    }
+
+    #[test]
     fn a_connector_never_sends_null() {
         let connector: Connector = serde_json::from_value(json!({
             "initiator": "iqn.1993-08.org.debian:01:cad181614cec", "ip": "127.0.0.1",
@@ -225,7 +277,7 @@ mod tests {
             "do_local_attach": false
         }))
         .unwrap();
-        let body = rendered(Body::Update(&connector), 54);
+        let body = rendered(Body::Update((&connector).into()), 54);
         assert!(!body.to_string().contains("null"), "{body}");
         assert_eq!(body["attachment"]["connector"]["host"], "node-1");
     }

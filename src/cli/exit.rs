@@ -38,6 +38,12 @@ pub(super) enum Failure {
     Ledger(#[from] LedgerError),
     #[error("{0}")]
     Usage(String),
+    /// Nothing was changed.
+    #[error("{0}")]
+    Refused(String),
+    /// Cinder answered, and what was waited for did not come.
+    #[error("{0}")]
+    Unsettled(String),
     #[error("{0}")]
     Other(String),
     #[error("could not write the result")]
@@ -54,7 +60,8 @@ impl Failure {
     fn code(&self) -> u8 {
         match self {
             Self::Attach(error) => code_of(error),
-            Self::Cinder(_) => 4,
+            Self::Refused(_) => 3,
+            Self::Cinder(_) | Self::Unsettled(_) => 4,
             Self::Host(_) => 5,
             Self::Ledger(_) => 7,
             Self::Cloud(_) | Self::Usage(_) => 2,
@@ -69,7 +76,11 @@ impl Failure {
             Self::Cloud(error) => Some(error.reason()),
             Self::Host(error) => Some(error.reason()),
             Self::Ledger(error) => Some(error.reason()),
-            Self::Usage(_) | Self::Other(_) | Self::Write(_) => None,
+            Self::Usage(_)
+            | Self::Refused(_)
+            | Self::Unsettled(_)
+            | Self::Other(_)
+            | Self::Write(_) => None,
         }
     }
 

@@ -1,10 +1,14 @@
 use std::{fs, io, path::PathBuf};
 
 use clap::{Args, CommandFactory as _};
-use clap_complete::Shell;
+use clap_complete::{Shell, env::Shells};
 
 use super::{Cli, exit::Failure, output};
 use crate::crd;
+
+/// The variable by which a shell's script asks for completions. A name of its own: a `COMPLETE` that
+/// somebody set for another program must not keep a daemon from starting.
+pub(super) const COMPLETE: &str = "ATTACHD_COMPLETE";
 
 #[derive(Debug, Args)]
 pub(super) struct Crd {
@@ -36,8 +40,12 @@ pub(super) struct Completions {
 
 impl Completions {
     pub(super) fn run(&self) -> Result<(), Failure> {
+        let shells = Shells::builtins();
+        let shell = shells.completer(&self.shell.to_string()).ok_or_else(|| {
+            Failure::Usage(format!("there are no completions for {}", self.shell))
+        })?;
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "attachd", &mut script);
+        shell.write_registration(COMPLETE, "attachd", "attachd", "attachd", &mut script)?;
         Ok(output::write(&String::from_utf8_lossy(&script))?)
     }
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::doc_markdown, reason = "these comments are texts that users read")]
 
 mod attach;
+mod attachment;
 mod connector;
 mod context;
 mod detach;
@@ -16,7 +17,8 @@ mod run;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::CompleteEnv;
 
 pub use output::Format;
 
@@ -47,16 +49,27 @@ enum Command {
     Plan(plan::PlanCommand),
     /// Show attachments with their sessions, disks, map and mount, joined
     Inspect(inspect::Inspect),
+    /// Create, list, show, set, complete and delete Cinder's attachments themselves; touches no device
+    Attachment(attachment::AttachmentCommand),
     /// Show this node's connector facts, as Cinder gets them
     Connector(connector::ConnectorCommand),
     /// Serve the requests in a directory until told to stop
     Run(run::Run),
     /// Print the custom resource definitions
     Crd(generate::Crd),
-    /// Print a completion script for a shell
+    /// Print a script for a shell that completes commands, options and attachment ids
+    ///
+    /// For bash: source <(attachd completions bash). The script asks this attachd at each Tab, so take it
+    /// anew with each version. For ids Cinder is asked as the environment's variables say.
     Completions(generate::Completions),
     /// Print the manual page, or write all of them to a directory
     Man(generate::Man),
+}
+
+/// Where a shell asks for completions, gives them and ends the process; else does nothing. Call it first:
+/// it changes the environment, which only a program with one thread may.
+pub fn complete() {
+    CompleteEnv::with_factory(Cli::command).var(generate::COMPLETE).complete();
 }
 
 /// Parses the command line, sets up logging, and runs the command.
@@ -70,6 +83,7 @@ pub async fn main() -> ExitCode {
         Command::Detach(command) => command.run(&cli.options, cli.output).await,
         Command::Plan(command) => command.run(&cli.options, cli.output).await,
         Command::Inspect(command) => command.run(&cli.options, cli.output).await,
+        Command::Attachment(command) => command.run(&cli.options, cli.output).await,
         Command::Connector(command) => command.run(&cli.options, cli.output).await,
         Command::Run(command) => command.run(&cli.options).await,
         Command::Crd(command) => command.run(),

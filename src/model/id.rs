@@ -5,9 +5,7 @@ use uuid::Uuid;
 
 /// The text is not a UUID in the hyphenated form that Cinder uses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{text:?} is not a {what} id: expected a UUID such as 5c2f7a1e-03d4-4b7e-9c7a-2f1f0f6f2a10"
-)]
+#[error("{text:?} is not {what} id: expected a UUID such as 5c2f7a1e-03d4-4b7e-9c7a-2f1f0f6f2a10")]
 pub struct IdError {
     what: &'static str,
     text: String,
@@ -75,11 +73,11 @@ macro_rules! uuid_id {
 
 uuid_id! {
     /// A Cinder volume's id.
-    VolumeId, "volume"
+    VolumeId, "a volume"
 }
 uuid_id! {
     /// A Cinder attachment's id.
-    AttachmentId, "attachment"
+    AttachmentId, "an attachment"
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 
 mod connection_info;
 mod connector;
+mod connector_fields;
 mod device;
 mod id;
 mod iscsi;
@@ -14,6 +15,7 @@ mod spec;
 
 pub use connection_info::{ConnectionInfo, ConnectionInfoError};
 pub use connector::{AccessMode, Connector};
+pub use connector_fields::{ConnectorFieldError, ConnectorFields};
 pub use device::{
     DeviceName, DeviceNumber, DeviceNumberError, Filesystem, Hctl, HctlError, UnknownFilesystem,
     Wwid, WwidError,

@@ -171,7 +171,7 @@ impl Bench {
                     ..Settings::default()
                 };
                 let cloud = Cloud::find(&settings, &Places::usual(&settings)).unwrap();
-                cloud.auth(SessionConfig::default(), None)
+                cloud.auth(&SessionConfig::default(), None)
             }
         };
         let auth = auth.unwrap();
