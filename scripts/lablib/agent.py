@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Optional
 from urllib.parse import urlsplit
 
-from lablib import guest, kubernetes
+from lablib import guest, keystone, kubernetes
 from lablib.chart import NAMESPACE, RELEASE, Chart
 from lablib.cluster import REQUESTS, Cluster, attach_request
 from lablib.commands import wait_until
@@ -82,20 +82,40 @@ class PodAgent(Agent):
         account = {"token": kubernetes.service_account_token(lab, NAMESPACE, RELEASE, self.node.name),
                    "ca.crt": kubernetes.authority(lab).ca.certificate.read_text()}
         around = Surroundings(self.node.name, f"10.0.2.{self.node.record.address}", namespace=NAMESPACE, service_account=account,
-                              env={"KUBERNETES_SERVICE_HOST": str(api.hostname), "KUBERNETES_SERVICE_PORT": str(api.port)})
-        self._pod = Pod(self.node, from_pod_template(_daemonset(self.node)["spec"]["template"], around))
+                              secrets=self.secrets(), env={"KUBERNETES_SERVICE_HOST": str(api.hostname), "KUBERNETES_SERVICE_PORT": str(api.port)})
+        self._pod = Pod(self.node, from_pod_template(_daemonset(self.cinder())["spec"]["template"], around))
         self._pod.start()
         self.pid = self._pod.pid()
+
+    def cinder(self) -> dict[str, str]:
+        """The chart's values that lead to the lab's Cinder."""
+        return {"cinder.endpoint": self.node.endpoint, "cinder.project": self.node.project}
+
+    def secrets(self) -> dict[str, dict[str, str]]:
+        """The Secrets of its namespace."""
+        return {}
 
     def log(self) -> str:
         """What it said."""
         return self._pod.logs() if self._pod else ""
 
 
-def _daemonset(node: Attachd) -> Object:
+class CloudPodAgent(PodAgent):
+    """The same with an application credential of the lab's Keystone, in a Secret with a clouds.yaml."""
+
+    def cinder(self) -> dict[str, str]:
+        """The chart's values that lead to the lab's Keystone."""
+        return {"cinder.endpoint": "null", "cinder.project": "null", "cinder.cloudsSecret.name": "cloud", "cinder.cloud": "application-credential"}
+
+    def secrets(self) -> dict[str, dict[str, str]]:
+        """The Secrets of its namespace."""
+        return {"cloud": {"clouds.yaml": keystone.clouds_file(self.cluster.lab, in_node=True).read_text()}}
+
+
+def _daemonset(cinder: dict[str, str]) -> Object:
     """What the chart renders for this lab."""
     with tempfile.TemporaryDirectory(prefix="attachd-chart-") as scratch:
-        settings = {"cinder.endpoint": node.endpoint, "cinder.project": node.project, "log.filter": "attachd=debug"}
+        settings = {**cinder, "log.filter": "attachd=debug"}
         return Chart(Path(scratch)).object("minimal", "DaemonSet", *(f"--set={name}={value}" for name, value in settings.items()))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from lablib.agent import LOG, Agent, PodAgent, agent, ask, delete, request, rights, wait_ready
+from lablib import keystone
+from lablib.agent import LOG, Agent, CloudPodAgent, PodAgent, agent, ask, delete, request, rights, wait_ready
 from lablib.cases import expect
 from lablib.chart import NAMESPACE, RELEASE
 from lablib.cluster import REQUESTS, Cluster
 from lablib.commands import wait_until
 from lablib.daemon import ready_condition
-from lablib.steps import nothing_left, volume
+from lablib.steps import in_use_once, nothing_left, volume
 
 _ROLES = "/apis/rbac.authorization.k8s.io/v1/clusterroles"
 
@@ -34,6 +35,22 @@ def test_the_rendered_pod_serves_requests_and_answers_probes(cluster: Cluster) -
         one.start()
         delete(one, "db")
         nothing_left(one.node, v)
+
+
+def test_the_pod_speaks_keystone_by_the_clouds_yaml_of_a_secret(cluster: Cluster) -> None:
+    keystone.start(cluster.lab)
+    with rights(cluster), agent(cluster, kind=CloudPodAgent) as one, volume(one.node) as v:
+        ask(cluster, "db", v)
+        wait_ready(one, "db")
+        in_use_once(one.node, v)
+        one.node.shell(f"grep ' {_MOUNT} ' /proc/1/mountinfo")
+        environment = one.node.shell(f"tr '\\0' '\\n' < /proc/{one.pid}/environ")
+        expect("OS_CLIENT_CONFIG_FILE=" in environment, f"the environment is {environment}")
+        for text in (environment, one.log(), one.node.shell(f"cat /proc/{one.pid}/cmdline")):
+            expect("lab-secret-of" not in text, f"a secret is shown: {text[-3000:]}")
+        delete(one, "db")
+        nothing_left(one.node, v)
+    keystone.stop(cluster.lab)
 
 
 def test_each_of_its_rights_is_needed_and_a_missing_one_is_named(cluster: Cluster) -> None:
