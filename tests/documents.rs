@@ -98,3 +98,39 @@ fn links_of_the_documents_lead_somewhere() {
         }
     }
 }
+
+/// All Rust sources of the program and of its tests.
+fn sources() -> String {
+    let mut text = String::new();
+    let mut left = vec!["src".to_owned(), "tests".to_owned()];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(&directory)).unwrap() {
+            let entry = entry.unwrap();
+            let path = format!("{directory}/{}", entry.file_name().to_str().unwrap());
+            // Links are not followed: a recorded sysfs goes in circles.
+            if entry.file_type().unwrap().is_dir() {
+                left.push(path);
+            } else if path.ends_with(".rs") {
+                text.push_str(&read(&path));
+            }
+        }
+    }
+    text
+}
+
+#[test]
+fn each_of_cinders_traps_has_its_test() {
+    let document = read("docs/conformance.md");
+    let (_, traps) = document.split_once("## Cinder's traps").unwrap();
+    let sources = sources();
+    let mut found = 0;
+    for row in traps.lines().filter(|line| line.starts_with("| ")).skip(1) {
+        let tests = row.rsplit('|').nth(1).unwrap();
+        for test in tests.split('`').skip(1).step_by(2) {
+            assert!(sources.contains(&format!("fn {test}()")), "no test {test}: {row}");
+            found += 1;
+        }
+        assert!(tests.contains('`'), "no test: {row}");
+    }
+    assert!(found > 15, "the table was not found");
+}
