@@ -75,10 +75,12 @@ def test_inspect_joins_record_attachment_sessions_disks_map_and_mount(node: Atta
 def test_crd_completions_and_manual_are_whole(node: Attachd) -> None:
     crd = node.run("crd").stdout
     expect("kind: CustomResourceDefinition" in crd and "volumeattachrequests" in crd, f"the CRD is {crd[:300]}")
-    for shell, word in [("bash", "complete -F _attachd"), ("zsh", "#compdef attachd"), ("fish", "complete -c attachd")]:
+    for shell, word in [("bash", "complete -o"), ("zsh", "#compdef attachd"), ("fish", "complete --keep-order")]:
         script = node.run("completions", shell)
-        expect(script.code == 0 and word in script.stdout and "detach" in script.stdout, f"{shell}: {script.stdout[:200]}")
-    node.shell(f"{BINARY} completions bash > /tmp/completions; bash -n /tmp/completions; rm /tmp/completions")
+        expect(script.code == 0 and word in script.stdout, f"{shell}: {script.stdout[:1000]}")
+    completed = node.execute(["bash", "-c", f"""source <({BINARY} completions bash)
+        COMP_WORDS=(attachd ins) COMP_CWORD=1 COMP_TYPE=9; _clap_complete_attachd attachd ins attachd; echo "${{COMPREPLY[@]}}" """])
+    expect(completed.stdout == "inspect\n", f"bash completes ins by {completed}")
     page = node.run("man").stdout
     expect(page.startswith(".ie") or ".TH attachd" in page, f"the page is {page[:200]}")
     node.shell(f"{BINARY} man --dir /tmp/man; test -s /tmp/man/attachd.1; test -s /tmp/man/attachd-attach.1; rm -r /tmp/man")
