@@ -83,13 +83,13 @@ class PodAgent(Agent):
                    "ca.crt": kubernetes.authority(lab).ca.certificate.read_text()}
         around = Surroundings(self.node.name, f"10.0.2.{self.node.record.address}", namespace=NAMESPACE, service_account=account,
                               secrets=self.secrets(), env={"KUBERNETES_SERVICE_HOST": str(api.hostname), "KUBERNETES_SERVICE_PORT": str(api.port)})
-        self._pod = Pod(self.node, from_pod_template(_daemonset(self.cinder())["spec"]["template"], around))
+        self._pod = Pod(self.node, from_pod_template(self._daemonset()["spec"]["template"], around))
         self._pod.start()
         self.pid = self._pod.pid()
 
-    def cinder(self) -> dict[str, str]:
-        """The chart's values that lead to the lab's Cinder."""
-        return {"cinder.endpoint": self.node.endpoint, "cinder.project": self.node.project}
+    def values(self) -> tuple[str, dict[str, str]]:
+        """The chart's values that lead to the lab's Cinder: a file of tests/chart, and what goes over it."""
+        return "minimal", {"cinder.endpoint": self.node.endpoint, "cinder.project": self.node.project}
 
     def secrets(self) -> dict[str, dict[str, str]]:
         """The Secrets of its namespace."""
@@ -99,24 +99,24 @@ class PodAgent(Agent):
         """What it said."""
         return self._pod.logs() if self._pod else ""
 
+    def _daemonset(self) -> Object:
+        """What the chart renders for this lab."""
+        file, settings = self.values()
+        settings["log.filter"] = "attachd=debug"
+        with tempfile.TemporaryDirectory(prefix="attachd-chart-") as scratch:
+            return Chart(Path(scratch)).object(file, "DaemonSet", *(f"--set={name}={value}" for name, value in settings.items()))
+
 
 class CloudPodAgent(PodAgent):
     """The same with an application credential of the lab's Keystone, in a Secret with a clouds.yaml."""
 
-    def cinder(self) -> dict[str, str]:
+    def values(self) -> tuple[str, dict[str, str]]:
         """The chart's values that lead to the lab's Keystone."""
-        return {"cinder.endpoint": "null", "cinder.project": "null", "cinder.cloudsSecret.name": "cloud", "cinder.cloud": "application-credential"}
+        return "keystone", {}
 
     def secrets(self) -> dict[str, dict[str, str]]:
         """The Secrets of its namespace."""
         return {"cloud": {"clouds.yaml": keystone.clouds_file(self.cluster.lab, in_node=True).read_text()}}
-
-
-def _daemonset(cinder: dict[str, str]) -> Object:
-    """What the chart renders for this lab."""
-    with tempfile.TemporaryDirectory(prefix="attachd-chart-") as scratch:
-        settings = {**cinder, "log.filter": "attachd=debug"}
-        return Chart(Path(scratch)).object("minimal", "DaemonSet", *(f"--set={name}={value}" for name, value in settings.items()))
 
 
 def _rights() -> list[Object]:
