@@ -16,7 +16,6 @@ from lablib.cluster import REQUESTS, Cluster, attach_request
 from lablib.commands import wait_until
 from lablib.daemon import Background, ready_condition
 from lablib.errors import LabError
-from lablib.node import Attachd
 from lablib.pod import Pod
 from lablib.pod_template import Surroundings, from_pod_template
 
