@@ -110,7 +110,7 @@ fn sources() -> String {
             // Links are not followed: a recorded sysfs goes in circles.
             if entry.file_type().unwrap().is_dir() {
                 left.push(path);
-            } else if path.ends_with(".rs") {
+            } else if entry.path().extension().is_some_and(|extension| extension == "rs") {
                 text.push_str(&read(&path));
             }
         }
