@@ -16,7 +16,9 @@ use std::{
 };
 
 use attachd::{
-    cinder::{Auth, BlockStorage, CinderError, Client, ClientConfig, service_types},
+    cinder::{
+        Asked, Auth, BlockStorage, CinderError, Client, ClientConfig, Heard, Watch, service_types,
+    },
     http::Tls,
     keystone::{
         Credentials, Domain, Interface, KeystoneError, Method, Project, Reload, Scope, Session,
@@ -638,4 +640,33 @@ async fn a_client_certificate_is_shown_to_a_server_that_asks_for_one() {
     let certificate = Some(fixture("client.pem"));
     let key = Some(fixture("client.key"));
     assert!(server.is_reached(Tls { certificate, key, ..ca }).await);
+}
+
+/// Who looks on.
+#[derive(Debug, Default)]
+struct Onlooker(Mutex<Vec<String>>);
+
+impl Watch for Onlooker {
+    fn asked(&self, asked: &Asked) {
+        self.0.lock().unwrap().push(format!("{asked:?}"));
+    }
+
+    fn heard(&self, heard: &Heard<'_>) {
+        self.0.lock().unwrap().push(format!("{heard:?}"));
+    }
+}
+
+#[tokio::test]
+async fn whoever_looks_on_sees_the_request_for_a_token_and_neither_password_nor_token() {
+    let cloud = Cloud::up().await;
+    let onlooker = Arc::new(Onlooker::default());
+    let watch: Arc<dyn Watch> = Arc::clone(&onlooker) as _;
+    cloud.client().watched_by(&watch).volume(volume()).await.unwrap();
+    let seen = onlooker.0.lock().unwrap().clone();
+    assert_eq!(seen.len(), 4, "{seen:#?}");
+    assert!(seen[0].contains("/identity/v3/auth/tokens") && seen[0].contains("<redacted>"));
+    assert!(seen[1].contains("POST") && seen[1].contains("Ok(201)"), "{}", seen[1]);
+    assert!(seen[2].contains("/volumes/") && seen[3].contains("Ok(200)"), "{seen:#?}");
+    let all = seen.concat();
+    assert!(!all.contains("hunter2") && !all.contains("gAAAAAB"), "{all}");
 }

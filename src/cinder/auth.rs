@@ -5,6 +5,7 @@ use url::Url;
 
 use super::CinderError;
 use crate::{
+    http::Watch,
     keystone::{KeystoneError, Session, Token, Wanted},
     model::Secret,
 };
@@ -122,6 +123,14 @@ impl Auth {
                 let token = keystone.session.token(None).await.map_err(CinderError::Keystone)?;
                 Ok(token.is_service())
             }
+        }
+    }
+
+    /// Lets somebody look on at the requests for tokens.
+    pub(super) fn watch(&self, watch: &Arc<dyn Watch>) {
+        match self {
+            Self::NoAuth(_) | Self::Basic { .. } => {}
+            Self::Keystone(keystone) => keystone.session.watched_by(watch),
         }
     }
 

@@ -91,7 +91,7 @@ impl Client {
 
     /// The same client, which shows each request and answer to somebody.
     #[must_use]
-    pub fn watched_by(mut self, watch: Arc<dyn Watch>) -> Self {
+    pub fn watched_by(self, watch: &Arc<dyn Watch>) -> Self {
         self.transport.watch(watch);
         self
     }

@@ -11,7 +11,7 @@
 //!    │ Answer
 //! answer.rs     an answer becomes a value or an error
 //!
-//! watch.rs      who looks on: --debug, --timing        redact.rs  what may be shown of a body
+//! redact.rs     what may be shown of a body, to whoever looks on
 //! ```
 //!
 //! # Use from Rust
@@ -76,7 +76,6 @@ mod operation;
 mod redact;
 mod transport;
 mod types;
-mod watch;
 mod wire;
 
 use std::future::Future;
@@ -85,6 +84,7 @@ use uuid::Uuid;
 
 use crate::model::{AccessMode, AttachmentId, Connector, VolumeId};
 
+pub use crate::http::{Asked, Heard, Watch};
 pub use auth::{Auth, KeystoneAuth, Standalone, service_types};
 pub use client::{Client, ClientConfig};
 pub use error::{Answered, CinderError};
@@ -95,7 +95,6 @@ pub use types::{
     Attachment, AttachmentStatus, AttachmentSummary, ConnectorRef, Deleted, NewAttachment, Volume,
     VolumeUse,
 };
-pub use watch::{Asked, Heard, Watch};
 
 /// What the engine asks of Cinder.
 ///

@@ -1,6 +1,7 @@
 //! What may be shown of a body. A list of what is harmless, not of what is secret: a driver's own keys
 //! (`keyring`, `serverToken`, mount options with a password) are secret until somebody looked at them.
 
+use reqwest::Body;
 use serde_json::{Map, Value};
 
 use crate::model::Secret;
@@ -118,6 +119,12 @@ fn hidden(value: &Value) -> Value {
     }
 }
 
+/// The same of a request's body.
+pub(super) fn shown_of(body: &Body) -> String {
+    let json = body.as_bytes().and_then(|bytes| serde_json::from_slice(bytes).ok());
+    json.map_or_else(|| Secret::new(()).to_string(), |json| shown(&json).to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -151,5 +158,13 @@ mod tests {
             assert_eq!(seen[key], info[key], "{key}");
         }
         assert_eq!(shown(&json!("SECRET")), "<redacted>");
+    }
+
+    #[test]
+    fn of_a_request_only_what_is_harmless_is_shown() {
+        let body = r#"{"attachment": {"connector": {"host": "n1", "chap": "SECRET-3"}}}"#;
+        let text = shown_of(&body.into());
+        assert!(text.contains("\"host\":\"n1\"") && !text.contains("SECRET"), "{text}");
+        assert_eq!(shown_of(&"SECRET-4".into()), "<redacted>");
     }
 }

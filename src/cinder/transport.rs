@@ -17,11 +17,11 @@ use super::{
     answer::{Answer, REQUEST_ID_HEADER, VERSION_HEADER},
     auth::{Access, below},
     microversion::{InUse, NoCommonVersion},
-    watch::{Asked, Heard, Watch},
+    redact,
     wire::{Body, VersionsAnswer},
 };
 use crate::http::{
-    Http,
+    Asked, Heard, Http, Watch,
     backoff::{LONGEST_PAUSE, pause},
     receive,
 };
@@ -65,7 +65,6 @@ pub(super) struct Transport {
     auth: Auth,
     config: ClientConfig,
     version: InUse,
-    watch: Option<Arc<dyn Watch>>,
 }
 
 impl Transport {
@@ -75,7 +74,7 @@ impl Transport {
             http.client(endpoint)?;
         }
         let version = InUse::new(config.highest_version);
-        Ok(Self { http, auth, config, version, watch: None })
+        Ok(Self { http, auth, config, version })
     }
 
     pub(super) fn up_to(&mut self, version: Microversion) {
@@ -83,8 +82,9 @@ impl Transport {
         self.version = InUse::new(version);
     }
 
-    pub(super) fn watch(&mut self, watch: Arc<dyn Watch>) {
-        self.watch = Some(watch);
+    pub(super) fn watch(&self, watch: &Arc<dyn Watch>) {
+        self.http.watched_by(watch);
+        self.auth.watch(watch);
     }
 
     /// The version that the next request is sent in.
@@ -237,9 +237,7 @@ impl Transport {
             }
         }
         let request = request.build().map_err(|_| unusable("the request can't be made"))?;
-        if let Some(watch) = &self.watch {
-            watch.asked(&Asked::of(&request));
-        }
+        self.http.asked(&Asked::of(&request, request.body().map(redact::shown_of)));
         let started = Instant::now();
         let received = receive(RequestBuilder::from_parts(http.clone(), request)).await;
         let took = started.elapsed();
@@ -267,9 +265,12 @@ impl Transport {
                 Err(error)
             }
         };
-        if let Some(watch) = &self.watch {
-            watch.heard(&Heard::of(method, &path, &outcome, took));
-        }
+        let (answered, request_id) = match &outcome {
+            Ok(answer) => (Ok(answer.status.as_u16()), answer.request_id()),
+            Err(error) => (Err(error.reason()), error.request_id()),
+        };
+        let (method, path) = (method.as_str(), path.as_str());
+        self.http.heard(&Heard { method, path, outcome: answered, request_id, took });
         outcome
     }
 }

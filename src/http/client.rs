@@ -2,7 +2,7 @@ use std::{
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -10,7 +10,7 @@ use reqwest::{Certificate, Client, ClientBuilder, Identity};
 use tracing::warn;
 use url::{Host, Url};
 
-use super::HttpError;
+use super::{Asked, Heard, HttpError, Watch};
 
 /// Shorter than the time after which servers close an idle connection (Apache: 5 s), so that no
 /// reservation is sent into a closing one.
@@ -39,6 +39,7 @@ pub struct Http {
     identity: Option<Identity>,
     plain: Pair,
     secure: Pair,
+    watch: OnceLock<Arc<dyn Watch>>,
 }
 
 #[derive(Debug, Default)]
@@ -68,7 +69,25 @@ impl Http {
             identity: identity(tls)?,
             plain: Pair::default(),
             secure: Pair::default(),
+            watch: OnceLock::new(),
         })
+    }
+
+    /// Lets somebody look on; the first one who wants to.
+    pub fn watched_by(&self, watch: &Arc<dyn Watch>) {
+        self.watch.get_or_init(|| Arc::clone(watch));
+    }
+
+    pub(crate) fn asked(&self, asked: &Asked) {
+        if let Some(watch) = self.watch.get() {
+            watch.asked(asked);
+        }
+    }
+
+    pub(crate) fn heard(&self, heard: &Heard<'_>) {
+        if let Some(watch) = self.watch.get() {
+            watch.heard(heard);
+        }
     }
 
     /// The client for this address.

@@ -8,7 +8,9 @@ pub(crate) mod backoff;
 mod client;
 mod error;
 mod read;
+mod watch;
 
 pub use client::{Http, Tls};
 pub use error::{Cause, HttpError};
 pub(crate) use read::{Received, one_line, receive};
+pub use watch::{Asked, Heard, Watch};

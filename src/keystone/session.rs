@@ -5,7 +5,7 @@ use std::{
 };
 
 use reqwest::{
-    StatusCode,
+    RequestBuilder, StatusCode,
     header::{ACCEPT, HeaderMap, LOCATION},
 };
 use serde_json::Value;
@@ -13,7 +13,9 @@ use tokio::{sync::Mutex as AsyncMutex, task::spawn_blocking, time::timeout};
 use tracing::{debug, info};
 
 use super::{Credentials, KeystoneError, Token};
-use crate::http::{Cause, Http, HttpError, Received, Tls, backoff::pause, one_line, receive};
+use crate::http::{
+    Asked, Cause, Heard, Http, HttpError, Received, Tls, Watch, backoff::pause, one_line, receive,
+};
 
 /// Files are read in this time, or the credentials stay what they are.
 const RELOAD_LIMIT: Duration = Duration::from_secs(5);
@@ -131,6 +133,11 @@ impl Session {
         }
     }
 
+    /// Lets somebody look on at the requests.
+    pub fn watched_by(&self, watch: &Arc<dyn Watch>) {
+        self.http.watched_by(watch);
+    }
+
     /// The token of the last answer, if there was one.
     pub fn last_token(&self) -> Option<Arc<Token>> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -211,16 +218,34 @@ impl Session {
         limit: Duration,
     ) -> Result<Token, KeystoneError> {
         let url = credentials.tokens_url();
-        let request = self
-            .http
-            .client(&url)?
+        let http = self.http.client(&url)?;
+        let body = credentials.body();
+        let request = http
             .post(url.clone())
             .timeout(limit)
             .header(ACCEPT, "application/json")
-            .json(credentials.body().expose());
+            .json(body.expose())
+            .build();
+        let request = request.map_err(|source| KeystoneError::NoAnswer {
+            url: url.to_string(),
+            limit,
+            source: source.without_url().into(),
+        })?;
+        self.http.asked(&Asked::of(&request, Some(body.to_string())));
         let asked = Instant::now();
-        let received = receive(request).await;
-        let (url, ms) = (url.to_string(), asked.elapsed().as_millis());
+        let received = receive(RequestBuilder::from_parts(http.clone(), request)).await;
+        let took = asked.elapsed();
+        self.http.heard(&Heard {
+            method: "POST",
+            path: url.path(),
+            outcome: match &received {
+                Ok(received) => Ok(received.status.as_u16()),
+                Err(_) => Err("KeystoneUnreachable"),
+            },
+            request_id: received.as_ref().ok().and_then(|received| request_id(&received.headers)),
+            took,
+        });
+        let (url, ms) = (url.to_string(), took.as_millis());
         let received = received.map_err(|source| {
             debug!(url, ms, "no answer of Keystone");
             let unsent = source.is_connect();

@@ -21,7 +21,7 @@ use clap::{Args, Subcommand};
 use self::trace::Trace;
 use super::{Format, context, exit::Failure};
 use crate::{
-    cinder::{Client, Microversion, PREFERRED},
+    cinder::{Client, Microversion, PREFERRED, Watch},
     config::Options,
 };
 
@@ -92,11 +92,11 @@ struct Talk {
     )]
     os_volume_api_version: Microversion,
 
-    /// Say each request to Cinder as a curl command, and what was answered; no token and no secret is shown
+    /// Say each request to Keystone and Cinder as a curl command, and what was answered; no token and no secret is shown
     #[arg(long, global = true)]
     debug: bool,
 
-    /// Say how long each request to Cinder took
+    /// Say how long each request to Keystone and Cinder took
     #[arg(long, global = true)]
     timing: bool,
 }
@@ -149,7 +149,8 @@ impl Session<'_> {
     fn client(&self) -> Result<Client, Failure> {
         let client = context::client(self.options)?.up_to(self.version());
         if self.talk.debug || self.talk.timing {
-            return Ok(client.watched_by(Arc::clone(self.trace) as _));
+            let watch: Arc<dyn Watch> = Arc::clone(self.trace) as _;
+            return Ok(client.watched_by(&watch));
         }
         Ok(client)
     }

@@ -9,7 +9,7 @@ use super::super::{
 };
 use crate::cinder::{Asked, Heard, Watch};
 
-/// Says what goes to Cinder, and remembers how long it took.
+/// Says what goes out, and remembers how long it took.
 #[derive(Debug)]
 pub(super) struct Trace {
     debug: bool,
