@@ -31,8 +31,13 @@ use tokio::time::sleep;
 /// Of these, what they receive alone is compared with what agents receive among all others.
 const FEW: usize = 10;
 
-/// From the creation of a request until it is ready: finalizer, "Attaching", "Ready", an event.
-const WRITES: u64 = 4;
+/// To a request from its creation until it is ready: finalizer, "Attaching", "Ready". An API server
+/// that is too slow to answer in time makes an agent say why, or say again what it said.
+const WRITES: u64 = 3;
+const WRITES_AT_MOST: u64 = 4;
+
+/// How many of all requests may be written to so often.
+const SELDOM: f64 = 0.01;
 
 /// How much more an agent may receive among many than among few: bookmarks come with time.
 const GROWTH: f64 = 1.2;
@@ -285,12 +290,15 @@ fn kinds(counts: &[Counts]) -> String {
 
 /// From creation to Ready, for each request and in sum.
 fn assert_few_writes(nodes: &[Node], requests: usize) {
+    let (mut all, mut more) = (0_usize, 0_usize);
     for node in nodes {
         let counts = node.traffic.so_far();
         for (name, writes) in &counts.writes_of {
+            all += 1;
+            more += usize::from(*writes > WRITES);
             assert!(
-                *writes < WRITES,
-                "{name}: {writes} writes to it from creation to Ready, and an event: {:?}",
+                *writes <= WRITES_AT_MOST,
+                "{name}: {writes} writes to it from creation to Ready: {:?}",
                 counts.writes
             );
         }
@@ -301,6 +309,10 @@ fn assert_few_writes(nodes: &[Node], requests: usize) {
             node.name
         );
     }
+    assert!(
+        more as f64 <= SELDOM * all as f64,
+        "{more} of {all} requests were written to more than {WRITES} times"
+    );
 }
 
 async fn restart(bench: &Bench, nodes: &mut [Node]) -> Vec<Counts> {
