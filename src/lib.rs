@@ -14,6 +14,7 @@
 //! |----------------|------------------------------------------------|
 //! | `cli`          | everything but `testing`                       |
 //! | `controller`, `requests_dir` | `attach`, `cinder`, `crd`, `health`, `host`, `model`, `projection`, `requests` |
+//! | `doctor`       | `attach`, `cinder`, `cloud`, `crd`, `host`, `http`, `model` |
 //! | `requests`     | `attach`, `cinder`, `health`, `host`, `metrics`, `model`, `projection` |
 //! | `health`       | `metrics`                                      |
 //! | `metrics`      | `attach`, `cinder`, `host`, `model`            |
@@ -24,8 +25,9 @@
 //! | `cloud`        | `cinder`, `http`, `keystone`, `model`          |
 //! | `keystone`     | `http`, `model`                                |
 //! | `crd`, `host`  | `model`                                        |
+//! | `journal`      | `model`                                        |
 //! | `http`         | nothing of ours                                |
-//! | `testing`      | `attach`, `cinder`, `host`, `model` (feature `testing`) |
+//! | `testing`      | `attach`, `cinder`, `cloud`, `host`, `journal`, `keystone`, `model`, `requests_dir` (feature `testing`) |
 //! | `model`        | nothing of ours                                |
 
 pub mod attach;
@@ -35,9 +37,11 @@ pub mod cloud;
 pub mod config;
 pub mod controller;
 pub mod crd;
+pub mod doctor;
 pub mod health;
 pub mod host;
 pub mod http;
+pub mod journal;
 pub mod keystone;
 pub mod metrics;
 pub mod model;

@@ -3,19 +3,16 @@
 //! In a program of its own, since what tracing records depends on the threads beside it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod captured;
 mod cinder_replay;
 
-use std::{
-    collections::BTreeSet,
-    error::Error,
-    io::Write,
-    sync::{Arc, Mutex},
-};
+use std::collections::BTreeSet;
 
 use attachd::{
-    cinder::{Attachment, CinderError, ListQuery},
+    cinder::{Attachment, ListQuery},
     model::AttachmentId,
 };
+use captured::{Captured, show};
 use cinder_replay::{Exchange, Replay, connector, exchange, exchanges, recording};
 use serde_json::json;
 
@@ -23,20 +20,6 @@ const ATTACHMENT: &str = "ab1b49b3-e5a0-41a5-82cf-85c44a162126";
 
 fn attachment(text: &str) -> AttachmentId {
     text.parse().unwrap()
-}
-
-#[derive(Clone, Default)]
-struct Captured(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Captured {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Every CHAP password of the recordings.
@@ -62,16 +45,6 @@ fn passwords() -> BTreeSet<String> {
         .collect();
     assert!(found.len() >= 4, "{}", found.len());
     found
-}
-
-fn show(error: &CinderError) -> String {
-    let mut text = format!("{error} {error:?} {error:#?}");
-    let mut source = error.source();
-    while let Some(next) = source {
-        text = format!("{text} {next} {next:?}");
-        source = next.source();
-    }
-    text
 }
 
 #[tokio::test]
@@ -125,7 +98,7 @@ async fn no_chap_password_and_no_token_reaches_a_log_an_error_or_a_debug_print()
     replay.finish();
     drop(guard);
 
-    let logged = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let logged = log.text();
     assert!(logged.contains("Cinder answered"), "the log was not captured: {logged}");
     for (place, text) in [("a log", &logged), ("a print", &shown.concat())] {
         for password in passwords() {

@@ -561,7 +561,7 @@ async fn rights_that_are_missing_are_told_apart_and_not_retried() {
     ] {
         assert!(matches!(error, CinderError::Forbidden(_)), "{error:?}");
         assert!(error.to_string().contains("Policy doesn't allow volume:attachment_"), "{error}");
-        assert_eq!(error.retry(), Retry::OnChange);
+        assert_eq!(error.retry(), Retry::Backoff);
     }
     replay.finish();
 

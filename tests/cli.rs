@@ -47,10 +47,29 @@ fn prints(arguments: &[&str]) -> String {
 #[test]
 fn a_volume_that_is_no_uuid_is_a_wrong_command_line() {
     for command in
-        [&["attach"][..], &["detach"], &["plan", "attach"], &["plan", "detach"], &["inspect"]]
+        [&["attach"][..], &["detach"], &["resize"], &["plan", "attach"], &["plan", "detach"]]
     {
         fails(&[command, &["nope"]].concat(), 2, &["\"nope\" is not a volume id", "5c2f7a1e-"]);
     }
+}
+
+#[test]
+fn a_trace_of_what_nobody_knows_says_what_is_known_and_is_refused() {
+    fails(&["trace", "nope"], 3, &["\"nope\"", "nothing in", "journal", "state directory"]);
+    let state = tempfile::tempdir().unwrap();
+    let journal = state.path().join("journal");
+    std::fs::create_dir(&journal).unwrap();
+    let line = r#"{"at":"2026-11-22T18:00:00Z","run":"a","kind":"began","doing":"attach","origin":"the request","request":"db","pid":7,"version":"0"}"#;
+    std::fs::write(journal.join(format!("{VOLUME}.jsonl")), format!("{line}\n")).unwrap();
+    let failed = attachd(&state, &["trace", "nope"]).code(3);
+    let said = String::from_utf8_lossy(&failed.get_output().stderr).into_owned();
+    assert!(said.contains("it knows db, ") && said.contains(VOLUME), "{said}");
+    for which in ["db", VOLUME] {
+        let shown = attachd(&state, &["trace", which]).success();
+        let text = String::from_utf8_lossy(&shown.get_output().stdout).into_owned();
+        assert!(text.contains(&format!("attach of volume {VOLUME}: no end")), "{text}");
+    }
+    attachd(&state, &["trace", "db", "--last", "0"]).code(2);
 }
 
 #[test]
@@ -75,7 +94,7 @@ fn options_that_exclude_each_other_are_a_wrong_command_line() {
 
 #[test]
 fn without_a_cloud_the_ways_to_name_one_are_told() {
-    for command in ["attach", "detach"] {
+    for command in ["attach", "detach", "resize"] {
         let words = ["--os-cloud", "OS_CLOUD", "--os-auth-url", "--os-endpoint", "[CloudUnknown]"];
         fails(&[command, VOLUME], 2, &words);
     }
@@ -246,4 +265,90 @@ fn a_node_without_attachments_says_so_and_gives_json() {
     let json: serde_json::Value =
         serde_json::from_str(&prints(&["inspect", "-o", "json"])).unwrap();
     assert_eq!(json["attachments"], serde_json::json!([]));
+}
+
+fn stdout_of(arguments: &[&str], code: i32) -> String {
+    let state = tempfile::tempdir().unwrap();
+    let printed = attachd(&state, arguments).code(code);
+    String::from_utf8(printed.get_output().stdout.clone()).unwrap()
+}
+
+#[test]
+fn a_handle_that_nothing_goes_by_is_told_by_the_exit_code_and_what_is_not_attachds_is_described() {
+    for handle in ["no-such-request", VOLUME, "/dev/no-such-disk", "36e0a1cc2bac035ba048"] {
+        assert!(stdout_of(&["inspect", handle], 8).contains("holds no attachment"), "{handle}");
+    }
+    let root = stdout_of(&["inspect", "/"], 0);
+    assert!(root.contains("no disk of an iSCSI session"), "{root}");
+}
+
+#[test]
+fn orphans_without_a_cloud_are_not_known_and_that_is_not_all_well() {
+    assert!(stdout_of(&["orphans"], 8).contains("! not known: Cinder was not asked"));
+    let json = stdout_of(&["orphans", "-o", "json"], 8);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["unknown"], serde_json::json!(["Cinder was not asked"]));
+    fails(&["orphans", "--clean"], 2, &["OS_"]);
+}
+
+#[test]
+fn paths_of_a_node_without_attachments_are_none_and_a_watch_prints_lines_only() {
+    assert!(prints(&["paths"]).contains("holds no attachment"));
+    assert_eq!(prints(&["paths", "-o", "json"]).replace([' ', '\n'], ""), "{\"paths\":[]}");
+    fails(&["paths", "--watch", "-o", "yaml"], 2, &["-o table or -o json"]);
+}
+
+#[test]
+fn doctor_looks_at_any_machine_in_time_and_leaves_no_trace() {
+    let state = tempfile::tempdir().unwrap();
+    // Nobody listens there.
+    let cloud = [
+        ("OS_AUTH_TYPE", "none"),
+        ("OS_ENDPOINT", "http://127.0.0.1:1/v3"),
+        ("OS_PROJECT_ID", "a77ac4d0a77ac4d0a77ac4d0a77ac4d0"),
+    ];
+    let began = std::time::Instant::now();
+    let failed = attachd_with(&state, &cloud, &["doctor", "-o", "json"]).code(12);
+    assert!(began.elapsed().as_secs() < 20, "{:?}", began.elapsed());
+    let report: serde_json::Value = serde_json::from_slice(&failed.get_output().stdout).unwrap();
+    let checks = report["checks"].as_array().unwrap();
+    assert_eq!(checks.len(), attachd::doctor::CHECKS.len());
+    let verdict = |id: &str| {
+        let check = checks.iter().find(|check| check["id"] == id).unwrap();
+        check["verdict"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(verdict("cinder-reachable"), "failed");
+    assert_eq!(verdict("ledger"), "ok");
+    for check in checks.iter().filter(|check| check["verdict"] != "ok") {
+        assert!(!check["saw"].as_array().unwrap().is_empty(), "{check}");
+    }
+    assert_eq!(std::fs::read_dir(state.path()).unwrap().count(), 0, "looking made something");
+}
+
+#[test]
+fn a_check_that_is_none_is_a_wrong_command_line_and_names_those_that_are() {
+    fails(&["doctor", "--explain", "nope"], 2, &["there is no such check", "iscsid-running"]);
+}
+
+#[test]
+fn a_support_bundle_is_an_archive_for_its_reader_alone_and_never_writes_over_a_file() {
+    let state = tempfile::tempdir().unwrap();
+    let file = state.path().join("bundle.tar.gz");
+    let name = file.to_str().unwrap();
+    let secret = [("OS_PASSWORD", "planted-secret-7"), ("OS_CLOUD", "none")];
+    attachd_with(&state, &secret, &["support-bundle", "--file", name]).success();
+    let mode = std::os::unix::fs::PermissionsExt::mode(&file.metadata().unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let mut text = Vec::new();
+    flate2::read::GzDecoder::new(std::fs::File::open(&file).unwrap())
+        .read_to_end(&mut text)
+        .unwrap();
+    let text = String::from_utf8_lossy(&text);
+    for part in
+        ["attachd.txt", "doctor.json", "trace.txt", "logs/kernel.txt", "OS_PASSWORD=<redacted>"]
+    {
+        assert!(text.contains(part), "there is no {part}");
+    }
+    assert!(!text.contains("planted-secret-7") && !text.contains('\u{1b}'));
+    attachd_with(&state, &secret, &["support-bundle", "--file", name]).code(1);
 }

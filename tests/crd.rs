@@ -35,14 +35,19 @@ fn schema() -> Value {
 }
 
 #[test]
-fn every_field_of_the_spec_is_described_and_immutable() {
+fn every_field_of_the_spec_is_described_and_immutable_but_for_the_size_that_only_grows_and_force() {
     let schema = schema();
     let properties = schema["properties"].as_object().unwrap();
-    assert_eq!(properties.len(), 8);
+    assert_eq!(properties.len(), 10);
     for (name, field) in properties {
         assert!(field["description"].is_string(), "{name} has no description");
+        if name == "forceDetach" {
+            assert!(field["x-kubernetes-validations"].is_null());
+            continue;
+        }
         let rules = field["x-kubernetes-validations"].to_string();
-        assert!(rules.contains("self == oldSelf"), "{name} can be changed: {rules}");
+        let rule = if name == "sizeGiB" { "self >= oldSelf" } else { "self == oldSelf" };
+        assert!(rules.contains(rule), "{name} can be changed: {rules}");
     }
 }
 

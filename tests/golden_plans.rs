@@ -1,7 +1,7 @@
 //! A state in, a plan out, as an operator would read both. `ATTACHD_BLESS=1` rewrites the files.
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, sync::Arc};
 
 use attachd::{
     attach::{
@@ -11,10 +11,10 @@ use attachd::{
     cinder::{AttachmentStatus, AttachmentSummary, Volume},
     host::MountTarget,
     model::{
-        AccessMode, AttachSpec, AttachmentId, ConnectionInfo, Contents, DeviceName, DeviceNumber,
-        DeviceState, Filesystem, FormatPolicy, Hctl, HostState, MapMember, MountEntry,
-        MultipathMap, MultipathPolicy, ScsiDevice, Session, SessionState, Target, TargetPath,
-        Usage, VolumeId, Wwid,
+        AccessMode, AttachSpec, AttachmentId, ConnectionInfo, Contents, DeviceId, DeviceName,
+        DeviceNumber, DeviceState, Filesystem, FormatPolicy, Hctl, HostState, MapMember,
+        MountEntry, MultipathMap, MultipathPolicy, ScsiDevice, Session, SessionState, Target,
+        TargetPath, Usage, VolumeId, Wwid,
     },
     testing::node_facts,
 };
@@ -44,6 +44,9 @@ fn path(number: u8) -> TargetPath {
 struct Given {
     desired: Desired,
     record: Option<Record>,
+    /// What the kernel shows.
+    host: HostState,
+    /// All else; its own `host` isn't looked at.
     observed: Observed,
 }
 
@@ -67,9 +70,10 @@ fn fresh() -> Given {
     Given {
         desired: Desired::Attached(spec()),
         record: None,
+        host: HostState::default(),
         observed: Observed {
             facts: Some(node_facts()),
-            host: HostState::default(),
+            host: Arc::default(),
             volume: Some(Volume {
                 id: volume(),
                 name: "db".to_owned(),
@@ -166,7 +170,7 @@ fn attached() -> Given {
 
 fn to_detach() -> Given {
     attached().with(|given| {
-        given.desired = Desired::Detached;
+        given.desired = Desired::Detached { force: false };
         given.observed.facts = None;
         given.observed.attachment = AttachmentView::Unknown;
         for number in [1, 2] {
@@ -176,24 +180,55 @@ fn to_detach() -> Given {
     })
 }
 
+/// Attached, mounted, extended to 2 GiB in Cinder, and the disks were read anew.
+fn reread() -> Given {
+    attached().with(|given| {
+        given.desired = Desired::Resized { volume: volume(), at_least_gib: None };
+        given.observed.facts = None;
+        given.observed.volume = fresh().observed.volume;
+        let volume = given.observed.volume.as_mut().unwrap();
+        (volume.size_gib, volume.status) = (2, "in-use".to_owned());
+        given.observed.attempt.reread = given.host.devices.iter().map(|disk| disk.hctl).collect();
+    })
+}
+
+fn forced() -> Given {
+    to_detach().with(|given| given.desired = Desired::Detached { force: true })
+}
+
+fn cut() -> Given {
+    to_detach().with(|given| given.record().cut = true)
+}
+
+/// Processes hold the map; nothing else is left.
+fn held() -> Given {
+    cut().with(|given| {
+        given.unqueued();
+        given.host.mounts.clear();
+        given.record().made_directory = false;
+        given.observed.attempt.held_maps =
+            [("mpatha".to_owned(), "map mpatha is in use by process 7 (db)".to_owned())].into();
+    })
+}
+
 fn unmounted() -> Given {
     to_detach().with(|given| {
-        given.observed.host.mounts.clear();
+        given.host.mounts.clear();
         given.record().made_directory = false;
     })
 }
 
 fn without_map() -> Given {
     unmounted().with(|given| {
-        given.observed.host.maps.clear();
-        for disk in &mut given.observed.host.devices {
+        given.host.maps.clear();
+        for disk in &mut given.host.devices {
             disk.holders.clear();
         }
     })
 }
 
 fn without_disks() -> Given {
-    without_map().with(|given| given.observed.host.devices.clear())
+    without_map().with(|given| given.host.devices.clear())
 }
 
 impl Given {
@@ -208,7 +243,7 @@ impl Given {
 
     fn session(&mut self, number: u8) {
         let target = path(number).target;
-        self.observed.host.sessions.push(Session {
+        self.host.sessions.push(Session {
             sid: u32::from(number),
             host: u32::from(number),
             iqn: target.iqn,
@@ -223,11 +258,12 @@ impl Given {
     }
 
     fn disk_at(&mut self, host: u32, lun: u64, wwid: &str) {
-        let index = u8::try_from(self.observed.host.devices.len()).unwrap();
-        self.observed.host.devices.push(ScsiDevice {
+        let index = u8::try_from(self.host.devices.len()).unwrap();
+        self.host.devices.push(ScsiDevice {
             hctl: Hctl { host, channel: 0, target: 0, lun },
             name: DeviceName::new(&format!("sd{}", char::from(b'a' + index))).unwrap(),
             number: DeviceNumber { major: 8, minor: u32::from(index) * 16 },
+            diskseq: Some(u64::from(index) + 1),
             size_bytes: GIB,
             wwid: Some(wwid.parse().unwrap()),
             vendor: "IET".to_owned(),
@@ -240,19 +276,20 @@ impl Given {
 
     fn map(&mut self, wwid: &str, members: &[&str]) {
         let device = DeviceName::new("dm-0").unwrap();
-        for disk in &mut self.observed.host.devices {
+        for disk in &mut self.host.devices {
             if members.contains(&disk.name.as_str()) {
                 disk.holders.push(device.clone());
             }
         }
         let member =
             |name: &&str| MapMember { device: DeviceName::new(name).unwrap(), path_state: None };
-        self.observed.host.maps.push(MultipathMap {
+        self.host.maps.push(MultipathMap {
             name: "mpatha".to_owned(),
             wwid: wwid.parse().unwrap(),
             node: Some("/dev/mapper/mpatha".into()),
             device,
             number: DeviceNumber { major: 253, minor: 0 },
+            diskseq: Some(9),
             size_bytes: GIB,
             read_only: false,
             members: members.iter().map(member).collect(),
@@ -261,17 +298,36 @@ impl Given {
     }
 
     fn mount(&mut self, target: &str, major: u32) {
-        self.observed.host.mounts.push(MountEntry {
+        self.host.mounts.push(MountEntry {
             number: DeviceNumber { major, minor: 0 },
             source: if major == 253 { "/dev/dm-0" } else { "/dev/sda" }.to_owned(),
             target: target.into(),
             fs_type: "ext4".to_owned(),
             read_only: false,
+            errors: false,
         });
     }
 
+    fn no_disks(&mut self) {
+        self.host.devices.clear();
+        for map in &mut self.host.maps {
+            map.members.clear();
+        }
+    }
+
+    fn unqueued(&mut self) {
+        self.no_disks();
+        let maps = self.host.maps.iter().map(|map| map.device.clone());
+        self.observed.attempt.unqueued = maps.collect();
+    }
+
     fn holds(&mut self, contents: Contents) {
-        self.observed.attempt.contents = Some((DeviceName::new("dm-0").unwrap(), contents));
+        let device = DeviceId {
+            name: DeviceName::new("dm-0").unwrap(),
+            number: DeviceNumber { major: 253, minor: 0 },
+            diskseq: Some(9),
+        };
+        self.observed.attempt.contents = Some((device, contents));
     }
 
     fn single(&mut self) {
@@ -279,6 +335,27 @@ impl Given {
         self.record().spec.multipath = MultipathPolicy::Disabled;
         if let Desired::Attached(spec) = &mut self.desired {
             spec.multipath = MultipathPolicy::Disabled;
+        }
+    }
+
+    /// The size of each disk and map, in GiB.
+    fn sizes(&self) -> String {
+        let host = &self.host;
+        let disks = host.devices.iter().map(|disk| (disk.name.as_str(), disk.size_bytes));
+        let maps = host.maps.iter().map(|map| (map.name.as_str(), map.size_bytes));
+        let mut text = String::new();
+        for (name, bytes) in disks.chain(maps) {
+            write!(text, ", {} GiB {name}", bytes / GIB).unwrap();
+        }
+        text
+    }
+
+    fn extended(&mut self, disks: &[u64], map: u64) {
+        for (disk, size) in self.host.devices.iter_mut().zip(disks) {
+            disk.size_bytes = size * GIB;
+        }
+        for found in &mut self.host.maps {
+            found.size_bytes = map * GIB;
         }
     }
 
@@ -293,8 +370,20 @@ impl Given {
 
     fn shown(&self) -> String {
         let mut text = String::new();
-        let verb = if self.desired == Desired::Detached { "detached" } else { "attached" };
-        writeln!(text, "asked:      {verb}").unwrap();
+        match &self.desired {
+            Desired::Attached(_) => text.push_str("asked:      attached\n"),
+            Desired::Detached { force: false } => text.push_str("asked:      detached\n"),
+            Desired::Detached { force: true } => text.push_str("asked:      detached by force\n"),
+            Desired::Resized { at_least_gib, .. } => {
+                let size = at_least_gib
+                    .map_or("the size in Cinder".to_owned(), |gib| format!("{gib} GiB"));
+                writeln!(text, "asked:      grown to {size}").unwrap();
+                if let Some(volume) = &self.observed.volume {
+                    writeln!(text, "sizes:      {} GiB in Cinder{}", volume.size_gib, self.sizes())
+                        .unwrap();
+                }
+            }
+        }
         match &self.record {
             None => text.push_str("record:     none\n"),
             Some(record) => text.push_str(&shown_record("record:    ", record)),
@@ -314,7 +403,7 @@ impl Given {
             status.unwrap_or("not asked")
         )
         .unwrap();
-        let host = &self.observed.host;
+        let host = &self.host;
         for session in &host.sessions {
             let (sid, scsi, state) = (session.sid, session.host, session.state);
             writeln!(text, "session:    {sid} to {} (host{scsi}, {state:?})", session.portal)
@@ -354,6 +443,7 @@ fn shown_record(label: &str, record: &Record) -> String {
         (record.mounted, "mounted"),
         (record.completed, "completed"),
         (record.released, "released"),
+        (record.cut, "cut"),
     ] {
         facts.extend(is.then(|| word.to_owned()));
     }
@@ -366,7 +456,8 @@ fn bless() -> bool {
 }
 
 fn check(name: &str, given: &Given) {
-    let plan = plan(&given.desired, given.record.as_ref(), &given.observed);
+    let observed = Observed { host: Arc::new(given.host.clone()), ..given.observed.clone() };
+    let plan = plan(&given.desired, given.record.as_ref(), &observed);
     let text = format!("{}\n{plan}", given.shown());
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     if bless() {
@@ -392,6 +483,23 @@ macro_rules! golden {
 }
 
 golden! {
+    a_portal_that_a_discovery_names_is_as_little_trusted_as_one_of_cinder: updated().with(|given| {
+        if let AttachmentView::Known { info: Some(info), .. } = &mut given.observed.attachment {
+            info.paths.truncate(1);
+            info.complete = false;
+        }
+        let target = |portal: &str, iqn: &str| Target {
+            portal: portal.parse().unwrap(),
+            iqn: iqn.parse().unwrap(),
+        };
+        let (own, other) = (path(1).target.iqn, "iqn.2010-10.org.openstack:volume-other");
+        given.observed.attempt.discovered = Some(vec![
+            path(2).target,
+            target("[fd00:ec2::254]:80", own.as_str()),
+            target("169.254.169.254:80", own.as_str()),
+            target("10.0.9.1:3260", other),
+        ]);
+    });
     an_available_volume_is_reserved: fresh();
     a_volume_that_another_has_is_refused: fresh().with(|g| {
         g.observed.volume.as_mut().unwrap().status = "in-use".to_owned();
@@ -399,18 +507,18 @@ golden! {
     a_reserved_attachment_gets_the_connector: reserved();
     an_updated_attachment_has_its_paths_recorded_first: updated();
     recorded_paths_are_logged_in_to: recorded();
-    one_missing_session_is_logged_in_to: logged_in().with(|g| { g.observed.host.sessions.pop(); });
+    one_missing_session_is_logged_in_to: logged_in().with(|g| { g.host.sessions.pop(); });
     sessions_that_recover_are_waited_for: logged_in().with(|g| {
-        for session in &mut g.observed.host.sessions { session.state = SessionState::Failed; }
+        for session in &mut g.host.sessions { session.state = SessionState::Failed; }
     });
     a_session_that_does_not_recover_is_given_up: logged_in().with(|g| {
-        for session in &mut g.observed.host.sessions { session.state = SessionState::Failed; }
+        for session in &mut g.host.sessions { session.state = SessionState::Failed; }
         g.observed.attempt.overdue.sessions = true;
     });
     sessions_without_disks_are_scanned: logged_in();
-    a_disk_that_was_scanned_for_is_waited_for: scanned().with(|g| { g.observed.host.devices.pop(); });
+    a_disk_that_was_scanned_for_is_waited_for: scanned().with(|g| { g.host.devices.pop(); });
     a_disk_that_never_came_is_done_without: scanned().with(|g| {
-        g.observed.host.devices.pop();
+        g.host.devices.pop();
         g.observed.attempt.overdue = Overdue { disks: true, ..Overdue::default() };
     });
     a_disk_that_was_there_before_is_stale: logged_in().with(|g| g.disk(1, STRANGE));
@@ -421,10 +529,10 @@ golden! {
     });
     disks_that_agree_are_recorded: scanned();
     disks_that_disagree_are_refused: scanned().with(|g| {
-        g.observed.host.devices[1].wwid = Some(STRANGE.parse().unwrap());
+        g.host.devices[1].wwid = Some(STRANGE.parse().unwrap());
     });
     another_volumes_uuid_is_refused: scanned().with(|g| {
-        for disk in &mut g.observed.host.devices { disk.wwid = Some(STRANGE.parse().unwrap()); }
+        for disk in &mut g.host.devices { disk.wwid = Some(STRANGE.parse().unwrap()); }
     });
     a_size_that_cinder_does_not_state_is_refused: scanned().with(|g| {
         g.observed.volume.as_mut().unwrap().size_gib = 2;
@@ -442,14 +550,14 @@ golden! {
     a_map_without_its_node_is_waited_for: mapped().with(|g| {
         g.holds(Contents::Filesystem { name: "ext4".to_owned() });
         g.observed.attempt.checked = true;
-        g.observed.host.maps[0].node = None;
+        g.host.maps[0].node = None;
     });
     a_map_is_probed: mapped();
     a_blank_device_is_formatted: mapped().with(|g| g.holds(Contents::Blank));
     a_blank_device_is_not_formatted_where_that_is_forbidden: mapped().with(|g| {
         for spec in [&mut g.record.as_mut().unwrap().spec, match &mut g.desired {
             Desired::Attached(spec) => spec,
-            Desired::Detached => unreachable!(),
+            _ => unreachable!(),
         }] {
             if let Usage::Filesystem { format, .. } = &mut spec.usage { *format = FormatPolicy::Never; }
         }
@@ -483,7 +591,7 @@ golden! {
         g.record().spec.mode = AccessMode::Ro;
         if let Desired::Attached(spec) = &mut g.desired { spec.mode = AccessMode::Ro; }
     });
-    a_single_path_is_used_without_a_map: verified().with(|g| { g.single(); g.observed.host.devices.pop(); });
+    a_single_path_is_used_without_a_map: verified().with(|g| { g.single(); g.host.devices.pop(); });
     a_single_path_in_a_map_is_refused: mapped().with(Given::single);
     a_mounted_volume_is_completed: mounted();
     an_attached_volume_is_done: attached();
@@ -492,7 +600,18 @@ golden! {
             *status = AttachmentStatus::Attaching;
         }
     });
-    an_extended_volume_has_its_sizes_read_anew: attached().with(|g| g.observed.host.devices[1].size_bytes = 2 * GIB);
+    an_extended_volume_has_its_sizes_read_anew: attached().with(|g| g.host.devices[1].size_bytes = 2 * GIB);
+    of_a_detach_that_was_killed_before_it_forgot_only_the_record_goes: attached().with(|g| {
+        g.observed.attachment = AttachmentView::Gone;
+        g.observed.volume = fresh().observed.volume;
+        g.host = HostState::default();
+        g.record.as_mut().unwrap().released = true;
+    });
+    a_record_that_was_released_is_not_forgotten_while_disks_are_there: attached().with(|g| {
+        g.observed.attachment = AttachmentView::Gone;
+        g.observed.volume = fresh().observed.volume;
+        g.record.as_mut().unwrap().released = true;
+    });
     an_attachment_that_was_deleted_by_somebody_is_refused: attached().with(|g| g.observed.attachment = AttachmentView::Gone);
     a_lost_reservation_is_refused: reserved().with(|g| {
         g.record().reservation = Reservation::Asked;
@@ -509,14 +628,14 @@ golden! {
     a_mounted_volume_is_unmounted_first: to_detach();
     a_detach_with_a_foreign_mount_is_refused: to_detach().with(|g| g.mount("/srv/backup", 253));
     a_mount_whose_device_is_lost_is_unmounted: to_detach().with(|g| {
-        g.observed.host.maps.clear();
-        g.observed.host.devices.clear();
+        g.host.maps.clear();
+        g.host.devices.clear();
     });
-    the_directory_of_the_mount_is_removed: to_detach().with(|g| g.observed.host.mounts.clear());
+    the_directory_of_the_mount_is_removed: to_detach().with(|g| g.host.mounts.clear());
     an_unmounted_map_is_removed: unmounted();
     a_detach_with_a_foreign_disk_in_the_map_is_refused: unmounted().with(|g| {
         g.disk_at(7, 4, STRANGE);
-        g.observed.host.maps.clear();
+        g.host.maps.clear();
         g.map(OWN, &["sda", "sdb", "sdc"]);
     });
     disks_without_a_map_are_deleted: without_map();
@@ -537,15 +656,121 @@ golden! {
     });
     a_session_with_somebody_elses_disk_is_not_logged_out: without_disks().with(|g| g.disk_at(1, 9, STRANGE));
     without_sessions_the_attachment_is_deleted: without_disks().with(|g| {
-        g.observed.host.sessions.clear();
+        g.host.sessions.clear();
         g.observed.owned_targets.clear();
         g.record().released = true;
     });
     a_deleted_attachment_is_forgotten: without_disks().with(|g| {
-        g.observed.host.sessions.clear();
+        g.host.sessions.clear();
         g.observed.owned_targets.clear();
         g.record().released = true;
         g.observed.attachment = AttachmentView::Gone;
     });
+    an_empty_map_of_an_extended_volume_is_made_anew: attached().with(|g| {
+        g.extended(&[2, 2], 1);
+        g.host.maps[0].members.clear();
+        g.host.mounts.clear();
+    });
+    an_empty_map_of_an_extended_volume_that_is_in_use_is_refused: attached().with(|g| {
+        g.extended(&[2, 2], 1);
+        g.host.maps[0].members.clear();
+    });
+    an_extended_volume_has_its_disks_read_anew: reread().with(|g| g.observed.attempt.reread.clear());
+    a_map_smaller_than_its_disks_is_resized: reread().with(|g| g.extended(&[2, 2], 1));
+    a_file_system_is_grown_after_its_map: reread().with(|g| g.extended(&[2, 2], 2));
+    a_grown_file_system_is_done: reread().with(|g| {
+        g.extended(&[2, 2], 2);
+        g.observed.attempt.grown = Some(true);
+    });
+    a_read_only_volume_keeps_its_file_system: reread().with(|g| {
+        g.extended(&[2, 2], 2);
+        g.record().spec.mode = AccessMode::Ro;
+    });
+    a_map_over_disks_of_two_sizes_is_not_resized: reread().with(|g| g.extended(&[2, 1], 1));
+    a_target_that_shows_the_old_size_is_told: reread();
+    a_map_is_not_resized_with_a_path_without_a_session: reread().with(|g| {
+        g.extended(&[2, 1], 1);
+        g.host.sessions.pop();
+        g.host.devices.pop();
+    });
+    a_map_is_not_resized_with_a_path_whose_disk_does_not_answer: reread().with(|g| {
+        g.extended(&[2, 1], 1);
+        g.host.devices[1].state = DeviceState::Offline;
+    });
+    a_map_is_never_shrunk: reread().with(|g| g.extended(&[2, 2], 3));
+    a_disk_that_is_another_volumes_by_now_is_not_grown_into: reread().with(|g| {
+        g.extended(&[2, 2], 1);
+        g.host.devices[1].wwid = Some(STRANGE.parse().unwrap());
+    });
+    a_map_with_a_foreign_disk_is_not_resized: reread().with(|g| {
+        g.extended(&[2, 2], 1);
+        g.disk_at(7, 4, STRANGE);
+        g.host.maps[0].members.push(MapMember { device: DeviceName::new("sdc").unwrap(), path_state: None });
+    });
+    a_size_that_cinder_does_not_have_is_not_resized_to: reread().with(|g| {
+        g.desired = Desired::Resized { volume: volume(), at_least_gib: Some(3) };
+    });
+    a_volume_that_is_still_being_extended_is_left_alone: reread().with(|g| {
+        g.observed.volume.as_mut().unwrap().status = "extending".to_owned();
+    });
+    a_volume_that_cinder_took_away_is_not_resized: reread().with(|g| g.observed.attachment = AttachmentView::Gone);
+    what_is_not_attached_is_not_resized: reread().with(|g| g.record = None);
+    what_is_not_mounted_is_not_resized: reread().with(|g| {
+        g.extended(&[2, 2], 2);
+        g.host.mounts.clear();
+    });
+    a_file_system_that_became_read_only_is_not_grown: reread().with(|g| {
+        g.extended(&[2, 2], 2);
+        g.host.mounts[0].read_only = true;
+    });
+    a_busy_mount_is_given_up_where_force_was_asked_for: forced().with(|g| {
+        g.observed.attempt.blocked = Some("the mount is in use by process 7 (db)".to_owned());
+    });
+    without_force_a_busy_mount_is_not_given_up: to_detach().with(|g| {
+        g.observed.attempt.blocked = Some("the mount is in use by process 7 (db)".to_owned());
+    });
+    force_unmounts_first_where_that_can_work: forced();
+    force_gives_up_what_no_path_is_left_for: forced().with(|g| {
+        for disk in &mut g.host.devices { disk.state = DeviceState::Offline; }
+    });
+    a_detach_of_an_attachment_that_was_taken_away_gives_up_first: to_detach().with(|g| {
+        g.observed.attachment = AttachmentView::Gone;
+    });
+    a_volume_that_is_given_up_is_cut_off_before_it_is_unmounted: cut();
+    a_map_that_keeps_io_is_told_before_the_unmount: cut().with(Given::no_disks);
+    a_volume_that_is_cut_off_is_unmounted: cut().with(Given::unqueued);
+    a_busy_mount_of_a_volume_that_is_cut_off_goes_out_of_sight: cut().with(|g| {
+        g.unqueued();
+        g.observed.attempt.mount_busy = true;
+    });
+    a_map_of_a_volume_that_is_cut_off_is_removed: cut().with(|g| {
+        g.unqueued();
+        g.host.mounts.clear();
+        g.record().made_directory = false;
+    });
+    a_map_that_is_held_does_not_keep_the_sessions: held();
+    a_map_that_is_held_does_not_keep_the_attachment: held().with(|g| g.host.sessions.clear()).with(|g| {
+        g.observed.owned_targets.clear();
+    });
+    a_map_that_is_held_keeps_the_record: held().with(|g| {
+        g.host.sessions.clear();
+        g.observed.owned_targets.clear();
+        g.observed.attachment = AttachmentView::Gone;
+    });
+    force_refuses_a_foreign_mount: forced().with(|g| {
+        g.mount("/srv/backup", 253);
+        g.observed.attempt.blocked = Some("the mount is in use".to_owned());
+    });
+    force_refuses_a_foreign_holder: forced().with(|g| {
+        g.host.maps[0].holders = vec![DeviceName::new("dm-7").unwrap()];
+        g.observed.attempt.blocked = Some("the map is in use".to_owned());
+    });
+    force_refuses_a_foreign_disk_in_the_map: cut().with(|g| {
+        g.disk_at(7, 4, STRANGE);
+        g.host.maps.clear();
+        g.map(OWN, &["sda", "sdb", "sdc"]);
+    });
+    force_refuses_disks_at_another_volumes_address: cut().with(|g| g.observed.others.records = vec![g.other_record()]);
+    a_volume_that_was_cut_off_is_not_attached_before_its_detach_is_finished: attached().with(|g| g.record().cut = true);
     nothing_recorded_is_nothing_to_detach: to_detach().with(|g| g.record = None);
 }

@@ -3,18 +3,16 @@
 //! In a program of its own, since what tracing records depends on the threads beside it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::{
-    error::Error,
-    io::Write,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+mod captured;
+
+use std::{sync::Arc, time::Duration};
 
 use attachd::{
-    cinder::{Auth, BlockStorage, CinderError, Client, ClientConfig, service_types},
+    cinder::{Auth, BlockStorage, Client, ClientConfig, service_types},
     keystone::{Credentials, Interface, Method, Scope, Session, SessionConfig, User, Wanted},
     model::{Secret, VolumeId},
 };
+use captured::{Captured, show};
 use serde_json::{Value, json};
 use wiremock::{
     Mock, MockServer, ResponseTemplate,
@@ -23,30 +21,6 @@ use wiremock::{
 
 const PASSWORD: &str = "correct-horse-battery";
 const TOKEN: &str = "gAAAAABqThisIsTheToken";
-
-#[derive(Clone, Default)]
-struct Captured(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Captured {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-fn show(error: &CinderError) -> String {
-    let mut text = format!("{error} {error:?} {error:#?}");
-    let mut source = error.source();
-    while let Some(next) = source {
-        text = format!("{text} {next} {next:?}");
-        source = next.source();
-    }
-    text
-}
 
 fn token(url: &str) -> Value {
     json!({"token": {
@@ -122,7 +96,7 @@ async fn no_password_and_no_token_reaches_a_log_an_error_or_a_debug_print() {
     }
     drop(guard);
 
-    let logged = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let logged = log.text();
     for word in ["Keystone answered", "Cinder answered", "no token: "] {
         assert!(logged.contains(word), "the log was not captured: {logged}");
     }

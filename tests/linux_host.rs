@@ -9,14 +9,18 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use attachd::{
     host::{AddressSource, Host, HostOp, LinuxConfig, LinuxHost, MountTarget, exec::RealExecutor},
     model::{
-        Chap, Contents, DeviceName, Filesystem, Hctl, HostState, Lun, MultipathMap, ScsiDevice,
-        Secret, Target,
+        Chap, Contents, DeviceId, DeviceName, Filesystem, Hctl, HostState, Lun, MultipathMap,
+        ScsiDevice, Secret, Target,
     },
 };
 
@@ -32,6 +36,9 @@ struct Lio {
     iqn: String,
     name: String,
     chap: Option<Chap>,
+    /// The loop device between the image and the target, where the size is to change: the target keeps
+    /// that of a plain file.
+    device: Option<String>,
 }
 
 impl Lio {
@@ -40,17 +47,26 @@ impl Lio {
     }
 
     fn new(name: &str, chap: Option<Chap>) -> Self {
-        for module in ["target_core_mod", "target_core_file", "iscsi_target_mod"] {
+        Self::of_size(name, chap, SIZE, false)
+    }
+
+    fn of_size(name: &str, chap: Option<Chap>, size: u64, grows: bool) -> Self {
+        for module in ["target_core_mod", "target_core_file", "iscsi_target_mod", "loop"] {
             #[expect(clippy::disallowed_methods, reason = "the test's own target")]
             let loaded = std::process::Command::new("modprobe").arg(module).status().unwrap();
             assert!(loaded.success(), "this kernel has no {module}");
         }
         let iqn = format!("iqn.2026-11.dev.attachd.test:{name}");
-        let lio = Self { iqn, name: name.to_owned(), chap };
+        let mut lio = Self { iqn, name: name.to_owned(), chap, device: None };
         let (image, disk) = (lio.image(), lio.disk());
-        fs::File::create(&image).unwrap().set_len(SIZE).unwrap();
+        fs::File::create(&image).unwrap().set_len(size).unwrap();
         fs::create_dir_all(&disk).unwrap();
-        let control = format!("fd_dev_name={},fd_dev_size={SIZE}", image.display());
+        let mut backing = image.display().to_string();
+        if grows {
+            backing = losetup(&["--find", "--show", &backing]);
+            lio.device = Some(backing.clone());
+        }
+        let control = format!("fd_dev_name={backing},fd_dev_size={size}");
         write(&disk.join("control"), &control);
         write(&disk.join("wwn/vpd_unit_serial"), &format!("attachd-{name}"));
         write(&disk.join("enable"), "1");
@@ -77,6 +93,12 @@ impl Lio {
         }
         write(&group.join("enable"), "1");
         lio
+    }
+
+    /// What an extension of a volume is to its target.
+    fn extend(&self, size: u64) {
+        fs::File::options().write(true).open(self.image()).unwrap().set_len(size).unwrap();
+        losetup(&["--set-capacity", self.device.as_ref().unwrap()]);
     }
 
     fn image(&self) -> PathBuf {
@@ -112,8 +134,18 @@ impl Drop for Lio {
         for directory in [lun, group.clone(), group.parent().unwrap().to_owned(), self.disk()] {
             let _ = fs::remove_dir(directory);
         }
+        if let Some(device) = &self.device {
+            losetup(&["--detach", device]);
+        }
         let _ = fs::remove_file(self.image());
     }
+}
+
+fn losetup(arguments: &[&str]) -> String {
+    #[expect(clippy::disallowed_methods, reason = "the test's own target")]
+    let done = std::process::Command::new("losetup").args(arguments).output().unwrap();
+    assert!(done.status.success(), "losetup {arguments:?}: {done:?}");
+    String::from_utf8(done.stdout).unwrap().trim().to_owned()
 }
 
 fn write(path: &Path, text: &str) {
@@ -189,6 +221,14 @@ async fn map(host: &LinuxHost, disks: &[ScsiDevice]) -> MultipathMap {
     panic!("no map");
 }
 
+fn id_of_map(map: &MultipathMap) -> DeviceId {
+    DeviceId { name: map.device.clone(), number: map.number, diskseq: map.diskseq }
+}
+
+fn id_of(disk: &ScsiDevice) -> DeviceId {
+    DeviceId { name: disk.name.clone(), number: disk.number, diskseq: disk.diskseq }
+}
+
 async fn disconnect(host: &LinuxHost, targets: &[Target], disks: &[ScsiDevice]) {
     let devices: Vec<(Hctl, DeviceName)> = disks.iter().map(|d| (d.hctl, d.name.clone())).collect();
     assert!(apply(host, HostOp::DeleteDevices { devices: devices.clone() }).await);
@@ -210,7 +250,7 @@ async fn a_volume_is_attached_formatted_mounted_and_detached_without_a_trace() {
         let (host, targets) = (host(), lio.targets());
         let disks = connect(&host, &lio).await;
         let map = map(&host, &disks).await;
-        let device = map.device.clone();
+        let device = id_of_map(&map);
         assert_eq!(host.contents(&device).await.unwrap(), Contents::Blank);
         let format = HostOp::Format { device: device.clone(), filesystem, resume: false };
         assert!(apply(&host, format.clone()).await);
@@ -223,7 +263,7 @@ async fn a_volume_is_attached_formatted_mounted_and_detached_without_a_trace() {
             filesystem,
             target: target.clone(),
             read_only: false,
-            options: vec!["noatime,nodev".to_owned(), "_netdev".to_owned()],
+            options: vec!["noatime,nodiratime".to_owned(), "_netdev".to_owned()],
         };
         let read_only_mount = match mount.clone() {
             HostOp::Mount { device, filesystem, target, options, .. } => {
@@ -245,6 +285,13 @@ async fn a_volume_is_attached_formatted_mounted_and_detached_without_a_trace() {
             .await
             .unwrap();
         assert_eq!(held.failures[0].1.reason(), "Busy");
+        let (device, filesystem) = (id_of_map(&map), Filesystem::Ext4);
+        for op in [
+            HostOp::Format { device: device.clone(), filesystem, resume: true },
+            HostOp::CheckFilesystem { device, filesystem },
+        ] {
+            assert_eq!(host.apply(&op).await.unwrap_err().reason(), "Busy");
+        }
         assert!(apply(&host, unmount.clone()).await);
         assert!(!apply(&host, unmount.clone()).await);
         assert!(apply(&host, HostOp::RemoveDirectory { target: target.clone() }).await);
@@ -276,7 +323,7 @@ async fn a_busy_mount_is_refused_by_the_name_of_who_holds_it() {
     let (host, targets) = (host(), lio.targets());
     let disks = connect(&host, &lio).await;
     let map = map(&host, &disks).await;
-    let (device, filesystem) = (map.device.clone(), Filesystem::Ext4);
+    let (device, filesystem) = (id_of_map(&map), Filesystem::Ext4);
     apply(&host, HostOp::Format { device: device.clone(), filesystem, resume: false }).await;
     let target = std::env::temp_dir().join("attachd-test-busy");
     let (read_only, options) = (false, Vec::new());
@@ -302,7 +349,7 @@ async fn a_mount_that_does_not_reach_the_host_is_undone() {
     let (host, targets) = (host(), lio.targets());
     let disks = connect(&host, &lio).await;
     let map = map(&host, &disks).await;
-    let (device, filesystem) = (map.device.clone(), Filesystem::Ext4);
+    let (device, filesystem) = (id_of_map(&map), Filesystem::Ext4);
     apply(&host, HostOp::Format { device: device.clone(), filesystem, resume: false }).await;
     let target = std::env::temp_dir().join("attachd-test-propagation");
     // A host whose list of mounts never changes.
@@ -351,4 +398,261 @@ async fn discovery_names_both_portals_and_leaves_no_record() {
     for root in ["/etc/iscsi/nodes", "/var/lib/iscsi/nodes"] {
         assert!(!Path::new(root).join(&lio.iqn).exists(), "a record was left");
     }
+}
+
+#[tokio::test]
+#[ignore = "needs root, iscsid, multipathd and LIO on a node that may be thrown away"]
+async fn a_disk_that_came_by_the_name_of_another_is_neither_read_nor_formatted_nor_mounted() {
+    let lio = Lio::with_chap("swapped");
+    let (host, targets) = (host(), lio.targets());
+    let before = connect(&host, &lio).await;
+    let meant = id_of(&before[0]);
+    assert!(meant.diskseq.is_some(), "this kernel has no diskseq");
+    assert_eq!(host.contents(&meant).await.unwrap(), Contents::Blank);
+    // Between the look and the effect both go, and come again by the same names.
+    let devices = before.iter().map(|disk| (disk.hctl, disk.name.clone())).collect();
+    assert!(apply(&host, HostOp::DeleteDevices { devices }).await);
+    // A name is free once udev, too, has closed the disk that had it.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let luns: Vec<(u32, Lun)> = before.iter().map(|disk| (disk.hctl.host, LUN)).collect();
+    let mut after = Vec::new();
+    for lun in luns {
+        assert!(apply(&host, HostOp::ScanLuns { luns: vec![lun] }).await);
+        let come = after.len() + 1;
+        after = until(&host, "the disk", |state| {
+            Some(disks(state, &targets)).filter(|disks| disks.len() == come)
+        })
+        .await;
+    }
+    let names = |disks: &[ScsiDevice]| -> std::collections::BTreeSet<DeviceName> {
+        disks.iter().map(|disk| disk.name.clone()).collect()
+    };
+    assert_eq!(names(&before), names(&after), "the kernel gave other names");
+    assert!(after.iter().all(|disk| disk.diskseq > meant.diskseq), "{after:?}");
+    assert_eq!(host.contents(&meant).await.unwrap_err().reason(), "DeviceChanged");
+    let (device, filesystem) = (meant.clone(), Filesystem::Ext4);
+    let target = std::env::temp_dir().join("attachd-test-swapped");
+    for op in [
+        HostOp::Format { device: device.clone(), filesystem, resume: false },
+        HostOp::CheckFilesystem { device: device.clone(), filesystem },
+        HostOp::Mount {
+            device,
+            filesystem,
+            target: target.clone(),
+            read_only: false,
+            options: Vec::new(),
+        },
+    ] {
+        let error = host.apply(&op).await.unwrap_err();
+        assert_eq!(error.reason(), "DeviceChanged", "{op:?}: {error}");
+    }
+    let now = id_of(after.iter().find(|disk| disk.name == meant.name).unwrap());
+    assert_eq!(host.contents(&now).await.unwrap(), Contents::Blank);
+    let _ = fs::remove_dir(target);
+    disconnect(&host, &targets, &after).await;
+}
+
+#[tokio::test]
+#[ignore = "needs root, iscsid, multipathd and LIO on a node that may be thrown away"]
+async fn a_session_whose_node_record_was_deleted_is_logged_out() {
+    let lio = Lio::with_chap("unrecorded");
+    let (host, targets) = (host(), lio.targets());
+    let disks = connect(&host, &lio).await;
+    let devices = disks.iter().map(|disk| (disk.hctl, disk.name.clone())).collect();
+    assert!(apply(&host, HostOp::DeleteDevices { devices }).await);
+    for root in ["/etc/iscsi/nodes", "/var/lib/iscsi/nodes"] {
+        let _ = fs::remove_dir_all(Path::new(root).join(&lio.iqn));
+    }
+    assert!(apply(&host, HostOp::Logout { targets: targets.clone() }).await);
+    let state = host.observe().await.unwrap();
+    assert!(targets.iter().all(|target| state.session(target).is_none()));
+    for root in ["/etc/iscsi", "/var/lib/iscsi"] {
+        for directory in ["nodes", "attachd-kept"] {
+            let left = Path::new(root).join(directory).join(&lio.iqn);
+            assert!(!left.exists(), "{} was left", left.display());
+        }
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs root, iscsid, multipathd and LIO on a node that may be thrown away"]
+async fn a_node_record_of_somebody_else_is_as_it_was_after_the_logout() {
+    let lio = Lio::with_chap("theirs");
+    let (host, targets) = (host(), lio.targets());
+    // What an administrator's discovery leaves, with automatic logins.
+    #[expect(clippy::disallowed_methods, reason = "the test's own administrator")]
+    let discovered = std::process::Command::new("iscsiadm")
+        .args(["-m", "discovery", "-t", "sendtargets", "-p", PORTALS[0]])
+        .output()
+        .unwrap();
+    assert!(discovered.status.success(), "{discovered:?}");
+    let records = || {
+        let mut found = Vec::new();
+        let mut left = vec![Path::new("/etc/iscsi/nodes").join(&lio.iqn)];
+        while let Some(path) = left.pop() {
+            if path.is_dir() {
+                left.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+            } else if let Ok(text) = fs::read_to_string(&path) {
+                found.push((path, text));
+            }
+        }
+        found.sort();
+        found
+    };
+    let before = records();
+    assert_eq!(before.len(), 2, "{before:?}");
+    let disks = connect(&host, &lio).await;
+    assert_ne!(records(), before, "attachd logged in by their record");
+    let devices = disks.iter().map(|disk| (disk.hctl, disk.name.clone())).collect();
+    assert!(apply(&host, HostOp::DeleteDevices { devices }).await);
+    assert!(apply(&host, HostOp::Logout { targets: targets.clone() }).await);
+    assert_eq!(records(), before);
+    fs::remove_dir_all(Path::new("/etc/iscsi/nodes").join(&lio.iqn)).unwrap();
+    let _ = fs::remove_dir_all("/etc/iscsi/send_targets");
+}
+
+/// Swaps two names until told to stop.
+fn swap(a: &Path, b: &Path, enough: &AtomicBool) {
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+    while !enough.load(Ordering::Relaxed) {
+        renameat2(AT_FDCWD, a, AT_FDCWD, b, RenameFlags::RENAME_EXCHANGE).unwrap();
+    }
+}
+
+fn mounts_of(number: &str) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    fields.filter(|fields| fields[2] == number).map(|fields| PathBuf::from(fields[4])).collect()
+}
+
+#[tokio::test]
+#[ignore = "needs root, iscsid, multipathd and LIO on a node that may be thrown away"]
+async fn a_directory_that_is_swapped_for_another_or_a_link_takes_no_mount_elsewhere() {
+    let lio = Lio::with_chap("race");
+    let (host, targets) = (host(), lio.targets());
+    let disks = connect(&host, &lio).await;
+    let map = map(&host, &disks).await;
+    let (device, filesystem) = (id_of_map(&map), Filesystem::Ext4);
+    apply(&host, HostOp::Format { device: device.clone(), filesystem, resume: false }).await;
+    let number = map.number.to_string();
+    let base = std::env::temp_dir().join("attachd-test-race");
+    let outside = PathBuf::from("/run/attachd-test-outside");
+    fs::create_dir_all(outside.join("volume")).unwrap();
+    for to_link in [true, false] {
+        fs::create_dir_all(base.join("a/volume")).unwrap();
+        if to_link {
+            symlink(&outside, base.join("b")).unwrap();
+        } else {
+            fs::create_dir_all(base.join("b/volume")).unwrap();
+        }
+        let mount = HostOp::Mount {
+            device: device.clone(),
+            filesystem,
+            target: base.join("a/volume"),
+            read_only: false,
+            options: Vec::new(),
+        };
+        let enough = Arc::new(AtomicBool::new(false));
+        let swapping = {
+            let (a, b, enough) = (base.join("a"), base.join("b"), Arc::clone(&enough));
+            std::thread::spawn(move || swap(&a, &b, &enough))
+        };
+        let (mut mounted, mut refused, mut unmounts) = (0, 0, 0);
+        for _ in 0..50 {
+            match host.apply(&mount).await {
+                Ok(_) => mounted += 1,
+                Err(error) => {
+                    assert_eq!(error.reason(), "UnusableMountPoint", "{error:?}");
+                    refused += 1;
+                }
+            }
+            let there = mounts_of(&number);
+            assert!(there.iter().all(|at| at.starts_with(&base)), "mounted on {there:?}");
+            assert!(there.len() <= 1, "mounted twice: {there:?}");
+            // Under the name that it has at the moment; the same race the other way.
+            while let Some(target) = mounts_of(&number).pop() {
+                let _ = host.apply(&HostOp::Unmount { target }).await;
+                unmounts += 1;
+                assert!(unmounts < 10_000, "it can't be unmounted");
+            }
+        }
+        enough.store(true, Ordering::Relaxed);
+        swapping.join().unwrap();
+        println!("to a link: {to_link}; {mounted} mounted, {refused} refused, {unmounts} unmounts");
+        assert!(mounted > 0 && refused > 0, "no race");
+        assert_eq!(fs::read_dir(outside.join("volume")).unwrap().count(), 0);
+        fs::remove_dir_all(&base).unwrap();
+    }
+    fs::remove_dir_all(outside).unwrap();
+    assert!(apply(&host, HostOp::RemoveMap { name: map.name, wwid: map.wwid }).await);
+    disconnect(&host, &targets, &disks).await;
+}
+
+#[tokio::test]
+#[ignore = "needs root, iscsid, multipathd and LIO on a node that may be thrown away"]
+async fn a_map_and_the_file_system_on_it_grow_while_they_are_mounted() {
+    let (before, after) = (512 << 20, 1 << 30);
+    for filesystem in [Filesystem::Ext4, Filesystem::Xfs] {
+        let lio = Lio::of_size(&format!("grow-{filesystem}"), None, before, true);
+        let (host, targets) = (host(), lio.targets());
+        let disks = connect(&host, &lio).await;
+        let map = map(&host, &disks).await;
+        let (device, target) = (id_of_map(&map), std::env::temp_dir().join("attachd-test-grow"));
+        apply(&host, HostOp::Format { device: device.clone(), filesystem, resume: false }).await;
+        let mount = HostOp::Mount {
+            device: device.clone(),
+            filesystem,
+            target: target.clone(),
+            read_only: false,
+            options: Vec::new(),
+        };
+        apply(&host, mount).await;
+        fs::write(target.join("file"), "data").unwrap();
+        let grow = HostOp::GrowFilesystem { device, filesystem, target: target.clone() };
+        assert!(!apply(&host, grow.clone()).await, "it is as large as its device");
+        let was = blocks(&target);
+
+        lio.extend(after);
+        let resize =
+            HostOp::ResizeMap { name: map.name.clone(), wwid: map.wwid.clone(), size_bytes: after };
+        // The kernel has read the new size on one path only.
+        apply(&host, HostOp::Rescan { devices: vec![disks[0].hctl] }).await;
+        let error = host.apply(&resize).await.unwrap_err();
+        assert_eq!(error.reason(), "NotGrown");
+        assert!(error.to_string().contains(disks[1].name.as_str()), "{error}");
+        assert_eq!(host.observe().await.unwrap().map_of(&disks[0]).unwrap().size_bytes, before);
+        apply(&host, HostOp::Rescan { devices: vec![disks[1].hctl] }).await;
+        assert!(apply(&host, resize.clone()).await);
+        assert!(!apply(&host, resize).await);
+        let state = host.observe().await.unwrap();
+        assert!(state.devices.iter().all(|disk| disk.size_bytes == after), "{state:?}");
+        assert_eq!(state.map_of(&disks[0]).unwrap().size_bytes, after);
+        let shrink = HostOp::ResizeMap {
+            name: map.name.clone(),
+            wwid: map.wwid.clone(),
+            size_bytes: before,
+        };
+        assert_eq!(host.apply(&shrink).await.unwrap_err().reason(), "NotGrown");
+        assert_eq!(blocks(&target), was);
+        assert!(apply(&host, grow.clone()).await);
+        assert!(!apply(&host, grow).await);
+        assert!(blocks(&target) > was * 17 / 10, "{was} blocks became {}", blocks(&target));
+        assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "data");
+
+        apply(&host, HostOp::Unmount { target: target.clone() }).await;
+        apply(&host, HostOp::RemoveDirectory { target }).await;
+        apply(&host, HostOp::RemoveMap { name: map.name, wwid: map.wwid }).await;
+        disconnect(&host, &targets, &disks).await;
+    }
+}
+
+/// The size of the file system that is mounted there, in its blocks.
+fn blocks(mounted: &Path) -> u64 {
+    #[expect(clippy::disallowed_methods, reason = "the test's own look")]
+    let seen = std::process::Command::new("stat")
+        .args(["--file-system", "--format=%b"])
+        .arg(mounted)
+        .output()
+        .unwrap();
+    String::from_utf8(seen.stdout).unwrap().trim().parse().unwrap()
 }

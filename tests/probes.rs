@@ -1,24 +1,21 @@
 //! A daemon on a simulated node, seen from outside: probes, scrapes and the log.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod captured;
 mod openmetrics;
 mod simulation;
 
-use std::{
-    fs, io,
-    net::SocketAddr,
-    path::Path,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use attachd::{
     attach::{Engine, EngineConfig},
     health::{Endpoints, Liveness, Readiness, Server, Vitals},
     metrics::{CONTENT_TYPE, Measured, Metrics, Scrape},
+    requests::{BEAT, Lookout},
     requests_dir::{self, RequestsDir, RequestsDirConfig},
     testing::{SimCinder, SimHost},
 };
+use captured::Captured;
 use openmetrics::Exposition;
 use serde_json::Value;
 use simulation::{Node, STYLES};
@@ -47,7 +44,7 @@ struct Served {
 async fn serve() -> Served {
     let node = Node::new(STYLES[0]);
     let metrics = Metrics::new();
-    let scrape = Scrape::new(metrics.clone(), engine(&node, &metrics));
+    let scrape = Some(Scrape::new(metrics.clone(), engine(&node, &metrics)));
     let (readiness, liveness) = (Readiness::new(&["node"]), Liveness::default());
     let server = Server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let address = server.address().unwrap();
@@ -119,6 +116,22 @@ async fn a_scrape_is_openmetrics_and_other_paths_and_methods_are_told_so() {
     assert_eq!(get(served.address, "/livez").await.0, 200);
 }
 
+#[tokio::test]
+async fn a_program_that_measures_nothing_answers_probes_and_has_no_metrics() {
+    let (readiness, liveness) = (Readiness::new(&["kubernetes"]), Liveness::default());
+    let server = Server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = server.address().unwrap();
+    let endpoints = Endpoints { liveness, readiness: readiness.clone(), scrape: None };
+    let (_end, ended) = oneshot::channel::<()>();
+    tokio::spawn(server.serve(endpoints, async { ended.await.unwrap_or_default() }));
+    assert_eq!(get(address, "/livez").await.0, 200);
+    assert_eq!(get(address, "/readyz").await.0, 503);
+    readiness.set("kubernetes", Ok(()));
+    assert_eq!(get(address, "/readyz").await.0, 200);
+    let (status, _, body) = get(address, "/metrics").await;
+    assert_eq!((status, &*body), (404, "try /livez or /readyz\n"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn neither_clients_that_hang_nor_many_at_once_keep_a_probe_out() {
     let served = serve().await;
@@ -151,33 +164,16 @@ async fn the_server_ends_when_it_is_told_to() {
     assert!(TcpStream::connect(served.address).await.is_err());
 }
 
-/// What was logged.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Log {
-    /// The lines of work on requests.
-    fn of_work(&self) -> Vec<Value> {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        let work = ["attachd::attach", "attachd::requests::worker"];
-        let of_work = |line: &Value| {
-            let target = line["target"].as_str().unwrap();
-            work.iter().any(|start| target.starts_with(start))
-        };
-        lines.filter(of_work).collect()
-    }
+/// The logged lines of work on requests.
+fn of_work(log: &Captured) -> Vec<Value> {
+    let text = log.text();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let work = ["attachd::attach", "attachd::requests::worker"];
+    let of_work = |line: &Value| {
+        let target = line["target"].as_str().unwrap();
+        work.iter().any(|start| target.starts_with(start))
+    };
+    lines.filter(of_work).collect()
 }
 
 async fn until(what: &str, holds: impl Fn() -> bool) {
@@ -205,7 +201,7 @@ async fn a_request_is_followed_through_log_metrics_and_readiness() {
 }
 
 async fn follow_a_request() {
-    let log = Log::default();
+    let log = Captured::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()
         .json()
@@ -218,14 +214,16 @@ async fn follow_a_request() {
     let metrics = Metrics::new();
     let engine = engine(&node, &metrics);
     let directory = tempfile::tempdir().unwrap();
+    let (readiness, liveness) = (Readiness::new(&[requests_dir::CHECK]), Liveness::default());
     let config = RequestsDirConfig {
         directory: directory.path().to_owned(),
         node_name: "n1".to_owned(),
         mounts_dir: "/var/lib/attachd/mounts".into(),
         longest_pause: Duration::from_mins(1),
+        lookout: Lookout::start(Arc::clone(&engine), liveness.heartbeat("lookout", BEAT * 3)),
+        heal: true,
     };
-    let (readiness, liveness) = (Readiness::new(&[requests_dir::CHECK]), Liveness::default());
-    let heartbeat = liveness.heartbeat("serving", attachd::requests::BEAT * 3);
+    let heartbeat = liveness.heartbeat("serving", BEAT * 3);
     let vitals = Vitals { metrics: metrics.clone(), readiness: readiness.clone(), heartbeat };
     let (stop, stopped) = watch::channel(false);
     let permits = Arc::new(tokio::sync::Semaphore::new(1));
@@ -271,7 +269,7 @@ async fn follow_a_request() {
     stop.send_replace(true);
     serving.await.unwrap().unwrap();
 
-    let (volume, lines) = (node.volumes[0].to_string(), log.of_work());
+    let (volume, lines) = (node.volumes[0].to_string(), of_work(&log));
     assert!(lines.len() > 30, "{} lines", lines.len());
     let mut attachment = None;
     for line in &lines {

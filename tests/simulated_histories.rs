@@ -4,7 +4,7 @@
 
 mod simulation;
 
-use std::collections::BTreeSet;
+use std::{cell::Cell, collections::BTreeSet};
 
 use attachd::{
     attach::{AttachError, Ownership, Refusal},
@@ -55,6 +55,7 @@ enum Other {
 struct Start {
     style: Style,
     one_portal: bool,
+    is_service: bool,
     jitter: u64,
     seed: u64,
     usages: Vec<(bool, bool, bool)>,
@@ -125,13 +126,15 @@ fn start() -> impl Strategy<Value = Start> {
     (
         select(STYLES.to_vec()),
         any::<bool>(),
+        any::<bool>(),
         prop_oneof![Just(0_u64), Just(40_u64)],
         any::<u64>(),
         proptest::collection::vec(usage, 3),
     )
-        .prop_map(|(style, one_portal, jitter, seed, usages)| Start {
+        .prop_map(|(style, one_portal, is_service, jitter, seed, usages)| Start {
             style,
             one_portal,
+            is_service,
             jitter,
             seed,
             usages,
@@ -151,6 +154,7 @@ impl History {
         let node = Node::new(start.style);
         node.world.jitter(start.jitter, start.seed);
         node.world.state().cinder.one_portal = start.one_portal;
+        node.world.state().cinder.is_service = start.is_service;
         let specs = start
             .usages
             .iter()
@@ -448,11 +452,15 @@ fn whatever_happens_no_invariant_is_broken_and_everything_comes_right_in_the_end
         .build()
         .unwrap();
     let acts = proptest::collection::vec(act(), 1..24);
+    let (histories, happened) = (Cell::new(0), Cell::new(0));
     let result = TestRunner::new(config).run(&(start(), acts), |(start, acts)| {
         runtime.block_on(Box::pin(live_through(&start, &acts)));
+        histories.set(histories.get() + 1);
+        happened.set(happened.get() + acts.len());
         Ok(())
     });
     if let Err(error) = result {
         panic!("{error}");
     }
+    println!("{} histories, in which {} things happened", histories.get(), happened.get());
 }

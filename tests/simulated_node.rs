@@ -61,11 +61,12 @@ fn seeds() -> u64 {
     simulation::cases(256) / 8
 }
 
-/// Which operation of a fresh attach has this in its name.
+/// Which operation of a fresh attach, and of the detach after it, has this in its name.
 async fn index_of(style: Style, name: &str) -> usize {
     let mut node = Node::new(style);
     let spec = node.spec(0);
     node.attach(&spec).await.unwrap();
+    node.detach(spec.volume).await.unwrap();
     let state = node.world.state();
     state.journal.iter().position(|line| line.contains(name)).unwrap()
 }
@@ -86,13 +87,13 @@ async fn an_attach_and_a_detach_leave_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fresh_attach_costs_four_calls_of_cinder_and_a_detach_one() {
+async fn a_fresh_attach_costs_four_calls_of_cinder_and_a_detach_two() {
     let mut node = Node::new(STYLES[0]);
     let spec = node.spec(0);
     node.attach(&spec).await.unwrap();
     assert_eq!(node.world.state().cinder.calls, 4);
     node.detach(spec.volume).await.unwrap();
-    assert_eq!(node.world.state().cinder.calls, 5);
+    assert_eq!(node.world.state().cinder.calls, 6);
 }
 
 #[tokio::test(start_paused = true)]
@@ -164,6 +165,70 @@ async fn an_attach_that_is_cut_short_anywhere_goes_on_from_there() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_login_that_outlives_its_attachd_leaves_no_session() {
+    for style in STYLES {
+        for goes_on in [true, false] {
+            let mut node = Node::new(style);
+            let spec = node.spec(0);
+            let login = index_of(style, "Login").await;
+            node.world.plan_fault(login, Fault::Crash(When::During));
+            assert_eq!(node.attach(&spec).await.unwrap_err().reason(), "Killed");
+            if goes_on {
+                node.attach(&spec).await.unwrap();
+                node.assert_usable(&spec, 7).await;
+            }
+            node.detach(spec.volume).await.unwrap();
+            node.assert_nothing_left();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_a_format_of_a_killed_attachd_still_holds_is_waited_for() {
+    for style in STYLES {
+        let mut node = Node::new(style);
+        let spec = node.spec(0);
+        node.world.plan_fault(index_of(style, "Format").await, Fault::Busy);
+        node.attach(&spec).await.unwrap();
+        node.assert_usable(&spec, 7).await;
+        node.detach(spec.volume).await.unwrap();
+        node.assert_nothing_left();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_cannot_be_read_for_a_moment_is_read_again() {
+    for style in STYLES {
+        let mut node = Node::new(style);
+        let spec = node.spec(0);
+        let read = index_of(style, "contents of").await;
+        node.world.plan_fault(read, Fault::Error(When::Before));
+        node.attach(&spec).await.unwrap();
+        node.assert_usable(&spec, 7).await;
+        node.detach(spec.volume).await.unwrap();
+        node.assert_nothing_left();
+    }
+}
+
+/// A look costs the more, the more is attached: they are counted, not timed.
+#[tokio::test(start_paused = true)]
+async fn the_looks_at_the_node_that_an_attach_and_a_detach_take_are_few() {
+    let looks = |node: &Node| {
+        let state = node.world.state();
+        state.journal.iter().filter(|line| line.contains("observe")).count()
+    };
+    for style in STYLES {
+        let mut node = Node::new(style);
+        let spec = node.spec(0);
+        node.attach(&spec).await.unwrap();
+        let attach = looks(&node);
+        node.detach(spec.volume).await.unwrap();
+        let detach = looks(&node) - attach;
+        assert!(attach <= 8 && detach <= 7, "{attach} {detach}\n{}", node.journal());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_detach_that_is_cut_short_anywhere_goes_on_from_there() {
     for style in STYLES {
         let (before, total) = {
@@ -191,6 +256,48 @@ async fn a_detach_that_is_cut_short_anywhere_goes_on_from_there() {
                 node.assert_nothing_left();
             }
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attach_gets_there_wherever_the_detach_before_it_was_cut_short() {
+    for style in STYLES {
+        let mut node = Node::new(style);
+        let spec = node.spec(0);
+        node.attach(&spec).await.unwrap();
+        let before = node.world.operations();
+        node.detach(spec.volume).await.unwrap();
+        for index in 0..node.world.operations() - before {
+            for when in [When::Before, When::During, When::After] {
+                let mut node = Node::new(style);
+                let spec = node.spec(0);
+                node.attach(&spec).await.unwrap();
+                node.world.plan_fault(index, Fault::Crash(when));
+                assert!(matches!(node.detach(spec.volume).await, Err(End::Killed)));
+                let again = node.attach(&spec).await;
+                let what = format!("{style:?}, operation {index}, {when:?}");
+                assert!(again.is_ok(), "{what}: {again:?}\n{}", node.journal());
+                node.assert_usable(&spec, 7).await;
+                node.detach(spec.volume).await.unwrap();
+                node.assert_sound();
+                node.assert_nothing_left();
+            }
+        }
+    }
+}
+
+/// What this project's Cinder does not show may still be there.
+#[tokio::test(start_paused = true)]
+async fn a_record_is_not_forgotten_by_an_attach_where_cinder_shows_no_volume() {
+    for style in STYLES {
+        let mut node = Node::new(style);
+        let spec = node.spec(0);
+        let delete = index_of(style, "Cinder: delete attachment").await;
+        node.world.plan_fault(delete, Fault::Crash(When::After));
+        node.attach(&spec).await.unwrap();
+        assert!(matches!(node.detach(spec.volume).await, Err(End::Killed)));
+        node.world.state().cinder.volumes.clear();
+        assert_eq!(node.attach(&spec).await.unwrap_err().reason(), "AttachmentGone");
     }
 }
 
@@ -492,11 +599,14 @@ async fn somebody_elses_mount_at_the_mount_path_is_refused_before_the_reservatio
     let mut node = Node::new(Style::TargetPerVolume);
     let spec = node.spec(0);
     let foreign = SimMount {
+        busy: false,
+        unwritten: None,
         number: DeviceNumber { major: 254, minor: 16 },
         source: "/dev/vdb".to_owned(),
         target: spec.mount_path().unwrap().to_owned(),
         fs_type: "ext4".to_owned(),
         read_only: false,
+        errors: false,
         volume: None,
         maker: Maker::Other,
     };
@@ -631,6 +741,44 @@ async fn a_detach_after_a_restart_removes_the_node_records() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_record_that_somebody_left_is_there_again_after_the_detach() {
+    for style in [Style::LunPool, Style::UniqueWwids] {
+        let mut node = Node::new(style);
+        let spec = node.spec(0);
+        let iqn = node.world.state().storage.target_of(spec.volume);
+        let portals = node.world.state().storage.portals.clone();
+        let targets: Vec<Target> =
+            portals.iter().map(|portal| Target { portal: *portal, iqn: iqn.clone() }).collect();
+        for target in &targets {
+            node.world.state().somebody_discovers(target);
+        }
+        let theirs = node.world.state().kernel.node_records.clone();
+        for reboot in [false, true] {
+            node.attach(&spec).await.unwrap();
+            if reboot {
+                node.reboot();
+            }
+            node.detach(spec.volume).await.unwrap();
+            assert_eq!(node.world.state().kernel.node_records, theirs);
+            node.assert_nothing_left();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_whose_node_record_somebody_deleted_is_logged_out() {
+    for style in STYLES {
+        let mut node = Node::new(style);
+        let spec = node.spec(0);
+        node.attach(&spec).await.unwrap();
+        let target = node.paths(0)[0].target.clone();
+        node.world.state().somebody_deletes_the_record(&target);
+        node.detach(spec.volume).await.unwrap();
+        node.assert_nothing_left();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn foreign_sessions_disks_and_mounts_stay() {
     for style in [Style::LunPool, Style::UniqueWwids] {
         let mut node = Node::new(style);
@@ -747,6 +895,41 @@ async fn a_lost_reservation_is_found_again_by_its_instance_and_else_named() {
     node.assert_usable(&spec, 4).await;
     node.detach(spec.volume).await.unwrap();
     node.assert_nothing_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_finds_every_reservation_again_whose_answer_was_lost() {
+    let reserve = index_of(Style::TargetPerVolume, "reserve").await;
+    for fault in [Fault::Crash(When::After), Fault::Error(When::After), Fault::Reboot(When::After)]
+    {
+        for attaches in [true, false] {
+            let mut node = Node::new(Style::TargetPerVolume);
+            node.world.state().cinder.is_service = true;
+            let spec = node.spec(0);
+            node.world.plan_fault(reserve, fault);
+            node.attach(&spec).await.unwrap_err();
+            if attaches {
+                node.attach(&spec).await.unwrap();
+                node.assert_usable(&spec, 4).await;
+            }
+            node.detach(spec.volume).await.unwrap();
+            node.assert_nothing_left();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reservation_that_somebody_else_made_is_never_taken_for_a_services_own() {
+    let mut node = Node::new(Style::TargetPerVolume);
+    node.world.state().cinder.is_service = true;
+    let spec = node.spec(0);
+    let reserve = index_of(Style::TargetPerVolume, "reserve").await;
+    node.world.plan_fault(reserve, Fault::Crash(When::Before));
+    assert!(matches!(node.attach(&spec).await, Err(End::Killed)));
+    assert!(node.world.state().other_node_reserves(spec.volume));
+    assert_eq!(node.attach(&spec).await.unwrap_err().reason(), "LostReservation");
+    assert_eq!(node.detach(spec.volume).await.unwrap_err().reason(), "LostReservation");
+    assert_eq!(node.world.state().cinder.attachments.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

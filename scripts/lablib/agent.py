@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
@@ -21,7 +21,7 @@ from lablib.pod_template import Surroundings, from_pod_template
 
 _RIGHTS = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
 LOG = "/run/attachd-agent.log"
-_KUBECONFIG = "/run/attachd-agent.kubeconfig"
+KUBECONFIG = "/run/attachd-agent.kubeconfig"
 
 Object = dict[str, Any]
 
@@ -39,32 +39,30 @@ class Agent(Background):
     def install_kubeconfig(self) -> None:
         """Give it its account (again after a reboot)."""
         config = kubernetes.service_account_kubeconfig(self.cluster.lab, NAMESPACE, RELEASE, self.node.name, in_node=True)
-        guest.copy_in(self.cluster.lab, self.node.record, config, _KUBECONFIG)
+        guest.copy_in(self.cluster.lab, self.node.record, config, KUBECONFIG)
+
+    def doctor(self, kubeconfig: str = KUBECONFIG) -> dict[str, Object]:
+        """What `attachd doctor` finds on its node and in its cluster, by the checks' ids."""
+        shown = self.node.run("doctor", "-o", "json", KUBECONFIG=kubeconfig, ATTACHD_NODE_NAME=self.node.name)
+        return {check["id"]: check for check in shown.json()["checks"]}
 
     def start(self, *, wait: bool = True, **environment: str) -> None:
         """Start it, and wait until it has published its node."""
-        self.begin(["--kubernetes"], {"KUBECONFIG": _KUBECONFIG, "ATTACHD_NODE_NAME": self.node.name, **environment})
+        self.begin(["--kubernetes"], {"KUBECONFIG": KUBECONFIG, "ATTACHD_NODE_NAME": self.node.name, **environment})
         if wait:
             self.wait_connector("True", "Ready")
 
     def wait_connector(self, status: str, reason: str, *, timeout: float = 90) -> Object:
         """Wait until the node's NodeConnector says this of being ready; give it."""
-        found: Object = {}
 
-        def said() -> bool:
-            nonlocal found
+        def look() -> Object:
             if not self.alive():
                 raise LabError(f"the agent ended: {self.log()[-3000:]}")
             answer = self.cluster.api.request("GET", f"/apis/attachd.dev/v1alpha1/nodeconnectors/{self.node.name}")
-            found = answer.ok() if answer.status == 200 else {}
-            condition = ready_condition(found.get("status"))
-            return (condition.get("status"), condition.get("reason")) == (status, reason)
+            found: Object = answer.ok() if answer.status == 200 else {}
+            return found
 
-        try:
-            wait_until(said, timeout=timeout, what=f"the NodeConnector of {self.node.name} to be {reason}", interval=0.3)
-        except LabError as error:
-            raise LabError(f"{error}; it is {found.get('status')}; the log ends: {self.log()[-3000:]}") from error
-        return found
+        return _wait_said(self, look, f"the NodeConnector of {self.node.name}", (status, reason), timeout)
 
 
 class PodAgent(Agent):
@@ -118,17 +116,17 @@ class CloudPodAgent(PodAgent):
         return {"cloud": {"clouds.yaml": keystone.clouds_file(self.cluster.lab, in_node=True).read_text()}}
 
 
-def _rights() -> list[Object]:
+def _rights(*flags: str) -> list[Object]:
     """What the chart renders of accounts and roles."""
     with tempfile.TemporaryDirectory(prefix="attachd-chart-") as scratch:
-        return [item for item in Chart(Path(scratch)).objects("minimal")
+        return [item for item in Chart(Path(scratch)).objects("minimal", *flags)
                 if item["kind"] in _RIGHTS and "helm.sh/hook" not in item["metadata"].get("annotations", {})]
 
 
 @contextmanager
-def rights(cluster: Cluster) -> Iterator[None]:
-    """The chart's ServiceAccount and its rights, for the time of a test; agents in it have nothing else."""
-    items = json.dumps({"apiVersion": "v1", "kind": "List", "items": _rights()}).encode()
+def rights(cluster: Cluster, *flags: str) -> Iterator[None]:
+    """The chart's ServiceAccounts and their rights, for the time of a test; agents in it have nothing else."""
+    items = json.dumps({"apiVersion": "v1", "kind": "List", "items": _rights(*flags)}).encode()
     cluster.api.request("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
     kubernetes.kubectl_output(cluster.lab, "apply", "-f", "-", stdin=items)
     yield
@@ -150,7 +148,7 @@ def agent(cluster: Cluster, node: str = "node1", *, wait: bool = True, kind: typ
     yield running
     if running.alive():
         running.end("TERM")
-    running.node.shell(f"rm -f {LOG} {_KUBECONFIG}")
+    running.node.shell(f"rm -f {LOG} {KUBECONFIG}")
 
 
 def ask(cluster: Cluster, name: str, volume: str, *, node: str = "node1", **spec: Any) -> Object:
@@ -168,16 +166,21 @@ def request(cluster: Cluster, name: str) -> Object:
 
 def wait_ready(agent: Agent, name: str, status: str = "True", reason: str = "Attached", *, timeout: float = 180) -> Object:
     """Wait until a request says this of being ready; give it."""
+    return _wait_said(agent, lambda: request(agent.cluster, name), name, (status, reason), timeout)
+
+
+def _wait_said(agent: Agent, look: Callable[[], Object], what: str, ready: tuple[str, str], timeout: float) -> Object:
+    """Wait until an object says this of being ready: status and reason; give it."""
     found: Object = {}
 
     def said() -> bool:
         nonlocal found
-        found = request(agent.cluster, name)
+        found = look()
         condition = ready_condition(found.get("status"))
-        return (condition.get("status"), condition.get("reason")) == (status, reason)
+        return (condition.get("status"), condition.get("reason")) == ready
 
     try:
-        wait_until(said, timeout=timeout, what=f"{name} to be {reason}", interval=0.3)
+        wait_until(said, timeout=timeout, what=f"{what} to be {ready[1]}", interval=0.3)
     except LabError as error:
         raise LabError(f"{error}; its status is {found.get('status')}; the agent's log ends: {agent.log()[-3000:]}") from error
     return found

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import random
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -16,6 +19,11 @@ from lablib.node import Attachd
 from lablib.state import Lab
 
 Test = Callable[[Any], None]
+
+# Set by scripts/test --long.
+LONG = "ATTACHD_TEST_LONG"
+
+SEED = "ATTACHD_TEST_SEED"
 
 
 class Bench(Protocol):
@@ -41,19 +49,43 @@ def expect(holds: Any, what: str) -> None:
         raise Failure(what)
 
 
+def size(short: int, long: int) -> int:
+    """How much of something a test does: the short run's number, or that of scripts/test --long."""
+    return long if os.environ.get(LONG) else short
+
+
+def takes_long(test: Test) -> Test:
+    """Mark a test that runs with scripts/test --long, or where it is named, and not beside all others."""
+    test.takes_long = True  # type: ignore[attr-defined]
+    return test
+
+
+def chance(test: str) -> random.Random:
+    """The chance of a test that tries what it does in no order: the same one at each run, or that of $ATTACHD_TEST_SEED."""
+    return random.Random(f"{test} {os.environ.get(SEED, '1')}")
+
+
 def find(directory: Path, only: Optional[str]) -> Iterator[tuple[str, Callable[[Any], None]]]:
     """Load the tests of a directory: the name of each, as a sentence, and the test."""
+    left_out = 0
     for path in sorted(directory.glob("test_*.py")):
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if spec is None or spec.loader is None:
             raise LabError(f"can't load {path}")
         module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module  # dataclasses look their module up
         spec.loader.exec_module(module)
         for name, test in vars(module).items():
             if name.startswith("test_") and callable(test):
                 shown = name.removeprefix("test_").replace("_", " ")
-                if not only or only in shown or only in path.stem:
-                    yield shown, test
+                if only and only not in shown and only not in path.stem:
+                    continue
+                if hasattr(test, "takes_long") and not only and not os.environ.get(LONG):
+                    left_out += 1
+                    continue
+                yield shown, test
+    if left_out:
+        print(f"     {left_out} more tests run with scripts/test --long, or by name with --only", flush=True)
 
 
 class NodeBench:

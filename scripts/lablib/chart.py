@@ -85,11 +85,13 @@ class Chart:
         """Render the chart with one of the files of values, as objects."""
         return documents(self.render(values, *arguments))
 
-    def object(self, values: str, kind: str, *arguments: str, name: Optional[str] = None) -> dict[str, Any]:
-        """The one object of a kind that the chart renders; hooks of tests don't count."""
+    def object(self, values: str, kind: str, *arguments: str, name: Optional[str] = None,
+               part: str = "") -> dict[str, Any]:
+        """The one object of a kind that the chart renders for the agent, or for another part; hooks of tests don't count."""
         found = [item for item in self.objects(values, *arguments)
                  if item["kind"] == kind and "helm.sh/hook" not in item["metadata"].get("annotations", {})
-                 and name in (None, item["metadata"]["name"])]
+                 and name in (None, item["metadata"]["name"])
+                 and (name or ("-evacuation" in item["metadata"]["name"]) == (part == "evacuation"))]
         if len(found) != 1:
             raise LabError(f"the chart renders {len(found)} objects of kind {kind} with {values}.yaml")
         return found[0]

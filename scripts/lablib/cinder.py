@@ -15,7 +15,7 @@ from lablib.block_storage import BlockStorage
 from lablib.cache import artefact, content_key
 from lablib.commands import run, wait_until
 from lablib.errors import LabError
-from lablib.packages import SYSTEM_PYTHON
+from lablib.packages import virtual_environment
 from lablib.state import PROJECT_ID, Lab, Settings
 
 PROCESS = "cinder"
@@ -54,14 +54,7 @@ class Program:
 
 def install() -> Path:
     """Return the virtual environment with Cinder in it."""
-
-    def build(directory: Path) -> None:
-        run([SYSTEM_PYTHON, "-m", "venv", directory], timeout=120, nice=True)
-        run([directory / "bin/pip", "install", "--quiet", "--disable-pip-version-check",
-             "--constraint", _CONSTRAINTS, f"cinder=={_VERSION}"], timeout=1800, nice=True)
-
-    python = run([SYSTEM_PYTHON, "--version"], timeout=30)
-    return artefact("cinder", content_key(_VERSION, _CONSTRAINTS, python), build)
+    return virtual_environment("cinder", _VERSION, _CONSTRAINTS)
 
 
 def program() -> Program:

@@ -47,7 +47,14 @@ class Background:
 
     def memory(self) -> int:
         """Its resident memory in KiB."""
-        return int(self._node.shell(f"awk '/^VmRSS/ {{print $2}}' /proc/{self.pid}/status"))
+        return self._status("VmRSS")
+
+    def own_memory(self) -> int:
+        """What of it is not pages of the program's file, in KiB."""
+        return self._status("RssAnon")
+
+    def _status(self, field: str) -> int:
+        return int(self._node.shell(f"awk '/^{field}:/ {{print $2}}' /proc/{self.pid}/status"))
 
     def cinder_calls(self) -> int:
         """How often it has asked Cinder so far."""

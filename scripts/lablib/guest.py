@@ -51,7 +51,7 @@ def node_hardware(lab: Lab, settings: Settings, node: Node) -> Hardware:
     cards = [to_host(network, node, {node.ssh_port: 22} if path == 1 else {}) for path, network in HOST_NETWORKS.items()]
     if settings.storage:
         cards += [to_storage(lab, network, node) for network in STORAGE_NETWORKS.values()]
-    return Hardware(cards)
+    return Hardware(cards, node.memory)
 
 
 def on_storage_networks(lab: Lab, node: Node) -> bool:

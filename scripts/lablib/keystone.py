@@ -19,7 +19,7 @@ from lablib.block_storage import BlockStorage
 from lablib.cache import artefact, content_key, locked
 from lablib.commands import run, tail, wait_until
 from lablib.errors import LabError
-from lablib.packages import SYSTEM_PYTHON
+from lablib.packages import virtual_environment
 from lablib.state import PROJECT_ID, Keystone, Lab, Settings
 
 PROCESS = "keystone"
@@ -81,14 +81,7 @@ _IDENTITIES = {
 
 def install() -> Path:
     """Return the virtual environment with Keystone in it."""
-
-    def build(directory: Path) -> None:
-        run([SYSTEM_PYTHON, "-m", "venv", directory], timeout=120, nice=True)
-        run([directory / "bin/pip", "install", "--quiet", "--disable-pip-version-check",
-             "--constraint", _CONSTRAINTS, f"keystone=={_VERSION}"], timeout=1800, nice=True)
-
-    python = run([SYSTEM_PYTHON, "--version"], timeout=30)
-    return artefact("keystone", content_key(_VERSION, _CONSTRAINTS, python), build)
+    return virtual_environment("keystone", _VERSION, _CONSTRAINTS)
 
 
 def database(venv: Path) -> Path:

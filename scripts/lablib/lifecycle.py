@@ -32,6 +32,7 @@ class Wishes:
     fast_failover: bool
     find_multipaths: str | None
     storage_guest: bool = False
+    memory: int = 1024  # MiB, of each node
 
 
 class _Timing:
@@ -111,7 +112,7 @@ def _settle(lab: Lab, wishes: Wishes, images: Future[Image]) -> Settings:
         name = f"node{number}"
         node = settings.nodes.get(name)
         if node is None:
-            node = Node(name, number, 0, wishes.fast_failover, wishes.find_multipaths)
+            node = Node(name, number, 0, wishes.fast_failover, wishes.find_multipaths, wishes.memory)
             settings.nodes[name] = node
         elif (node.fast_failover, node.find_multipaths) != (wishes.fast_failover, wishes.find_multipaths):
             say(f"{name} exists already and keeps the settings it was made with")

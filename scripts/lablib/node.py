@@ -72,6 +72,7 @@ for map in /sys/block/dm-*; do [ -e "$map" ] && echo "map $(cat "$map/dm/name")"
 awk '$1 ~ "^/dev/(sd|dm-|mapper/)" {print "mount " $2}' /proc/mounts
 for base in /etc/iscsi /var/lib/iscsi; do
   for kind in nodes send_targets; do find "$base/$kind" -type f -printf "node record %p\n" 2>/dev/null; done
+  find "$base/attachd-kept" -printf "node records set aside %p\n" 2>/dev/null
 done
 grep -v '^#' /etc/multipath/wwids 2>/dev/null | sed 's/^/multipath wwid /'
 find /var/lib/attachd/volumes /var/lib/attachd/targets -type f -printf 'ledger entry %p\n' 2>/dev/null
@@ -152,7 +153,7 @@ class Attachd:
         """The command line that runs attachd in the node."""
         return [*self.environment(**environment), BINARY, *arguments]
 
-    def run(self, *arguments: str, timeout: float = 180, echo: bool = False, **environment: str) -> Result:
+    def run(self, *arguments: str, timeout: float = 600, echo: bool = False, **environment: str) -> Result:
         """Run attachd; with ``echo`` its talk goes to this process's standard error as it comes."""
         return self.execute(self.command(*arguments, **environment), timeout=timeout, echo=echo)
 

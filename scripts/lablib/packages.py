@@ -84,3 +84,15 @@ def unpacked(package: str) -> Path:
         shutil.rmtree(downloads)
 
     return artefact(package, content_key(package, Path("/etc/os-release")), build)
+
+
+def virtual_environment(name: str, version: str, constraints: Path) -> Path:
+    """Return a virtual environment with a package of PyPI in it, and what that needs in the versions of a file."""
+
+    def build(directory: Path) -> None:
+        run([SYSTEM_PYTHON, "-m", "venv", directory], timeout=120, nice=True)
+        run([directory / "bin/pip", "install", "--quiet", "--disable-pip-version-check",
+             "--constraint", constraints, f"{name}=={version}"], timeout=1800, nice=True)
+
+    python = run([SYSTEM_PYTHON, "--version"], timeout=30)
+    return artefact(name, content_key(version, constraints, python), build)

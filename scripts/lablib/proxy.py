@@ -18,6 +18,7 @@ _NOT_PASSED_ON = {"connection", "keep-alive", "transfer-encoding", "content-leng
 class Reply:
     """What the proxy answers in Cinder's place."""
 
+    # 0 closes the connection without an answer.
     status: int
     body: bytes = b""
     content_type: str = "text/html"
@@ -82,6 +83,9 @@ def _handler(proxy: Proxy, cinder_port: int) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             proxy.requests.append((self.command, path))
             reply = proxy.behaviour.instead(self.command, path) if proxy.behaviour.instead else None
+            if reply is not None and reply.status == 0:
+                self.close_connection = True
+                return
             if reply is not None:
                 self._send(reply.status, [("Content-Type", reply.content_type)], reply.body)
                 return

@@ -30,6 +30,7 @@ class Node:
     ssh_port: int
     fast_failover: bool
     find_multipaths: str | None
+    memory: int = 1024  # MiB
 
     @property
     def iqn(self) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
-from lablib import cinder, lifecycle, paths
+from lablib import cinder, guest, lifecycle, paths
 from lablib.cases import expect
 from lablib.commands import wait_until
 from lablib.node import BINARY, DEBUG, Attachd, Result
@@ -30,6 +30,17 @@ def volume(node: Attachd, type_: Optional[str] = None, size: int = 1) -> Iterato
 def backing_file(node: Attachd, volume_id: str) -> Path:
     """The file on this machine that holds a volume's data."""
     return node.lab.cinder_dir / "volumes" / f"volume-{volume_id}"
+
+
+def fill(disk: Path, writes: list[tuple[int, bytes]]) -> None:
+    """Make a volume all zeros but for this. tgtd reads the file when a node does, so it is cut, not made anew."""
+    size = disk.stat().st_size
+    with open(disk, "r+b") as file:
+        file.truncate(0)
+        file.truncate(size)
+        for offset, data in writes:
+            file.seek(offset)
+            file.write(data)
 
 
 def attach(node: Attachd, volume_id: str, *arguments: str, **environment: str) -> dict[str, Any]:
@@ -139,7 +150,9 @@ _RUNNING = {"multipathd": "multipathd show daemon | grep -q pid", "iscsid": "isc
 @contextmanager
 def daemon_stopped(node: Attachd, name: str) -> Iterator[None]:
     """multipathd or iscsid is away for a while."""
-    node.shell(f"pkill -x {name} || true; for _ in $(seq 300); do pgrep -x {name} >/dev/null || exit 0; sleep 0.1; done; exit 1")
+    # One that is busy with a lost session may not heed the first signal; an init system kills it then, too.
+    node.shell(f"pkill -x {name} || true; while [ $SECONDS -lt 60 ]; do pgrep -x {name} > /dev/null || exit 0; "
+               f"[ $SECONDS -lt 28 ] || pkill -KILL -x {name}; sleep 0.1; done; exit 1")
     try:
         yield
     finally:
@@ -168,8 +181,18 @@ def free(node: Attachd, attachment_id: str, volume_id: str) -> None:
 
 def cut_power(node: Attachd) -> None:
     """Cut the node's power and boot it again; what lies on its own disk survives."""
+    with powered_off(node):
+        pass
+
+
+@contextmanager
+def powered_off(node: Attachd) -> Iterator[None]:
+    """A node whose power is cut for a while; what lies on its own disk survives."""
     kept = Path(node.lab.share) / "attachd"
     node.shell(f"cp {BINARY} /lab/attachd")
+    guest.halt(node.lab, node.record, power_cut=True)
+    yield
+    # Not where the test failed: the runner then makes the node anew.
     lifecycle.reboot(node.lab, node.record, hard=True)
     release = node.is_release
     node.install(kept)

@@ -25,7 +25,13 @@ from lablib.packages import apt_get
 from lablib.state import PROJECT_DIR, PROJECT_ID, Lab
 
 _DENY_VERSION = "0.18.9"
+_FUZZ_VERSION = "0.13.2"
+# Of each parser, in seconds: a short look, and what --long takes.
+_FUZZ_SECONDS = (20, 300)
 _LAB = os.environ.get("ATTACHD_LAB_NAME", "test")
+
+# How many random histories of the simulated node are lived through where there is time.
+_HISTORIES = "20000"
 
 _SCALE = "cluster_scale"
 # What takes about a minute; docs/performance.md has the full size.
@@ -100,7 +106,7 @@ def lint() -> Tally:
     tally.check("documentation", ["env", "RUSTDOCFLAGS=-D warnings", cargo(), "doc", "--locked", "--no-deps", "--document-private-items"])
     if not _installed("shellcheck"):
         apt_get(["install", "-y", "--no-install-recommends", "shellcheck"])
-    tally.check("shellcheck", ["shellcheck", "scripts/lab", "scripts/demo", "scripts/test", ".ci/run", "scripts/lablib/guest/init",
+    tally.check("shellcheck", ["shellcheck", "scripts/lab", "scripts/demo", "scripts/test", "scripts/bench", "scripts/kubectl-attachd", ".ci/run", "scripts/lablib/guest/init", "scripts/lablib/bench/bare_tools.sh",
                                "charts/attachd/files/check-installation.sh"])
     sources = sorted(str(path) for path in [*Path(PROJECT_DIR, "scripts").rglob("*.py"), *Path(PROJECT_DIR, "tests").rglob("*.py")])
     tally.check("python", [sys.executable, "-B", "-c", "import ast,sys\nfor f in sys.argv[1:]: ast.parse(open(f).read(), f)", *sources])
@@ -123,10 +129,40 @@ def policy() -> Tally:
     return tally
 
 
+def fuzz() -> Tally:
+    """Every reader of foreign text, by cargo-fuzz: tests/fuzz. Runs only where it is named, or with --long."""
+
+    def install(directory: Path) -> None:
+        run([cargo(), "install", "--quiet", "--locked", "--root", directory, "--version", _FUZZ_VERSION, "cargo-fuzz"], timeout=2400, nice=True)
+
+    program = artefact("cargo-fuzz", content_key(_FUZZ_VERSION), install) / "bin/cargo-fuzz"
+    # Instrumentation is no more than flags of the compiler, which a stable one has too. Without a
+    # sanitizer: there is no unsafe code to watch.
+    fuzzer = ["env", "RUSTC_BOOTSTRAP=1", str(program), "fuzz"]
+    common = ["--fuzz-dir", "tests/fuzz", "--target-dir", "target/fuzz", "--sanitizer", "none"]
+    tally = Tally()
+    tally.check("cargo fuzz build", [*fuzzer, "build", *common], timeout=7200)
+    seconds = cases.size(*_FUZZ_SECONDS)
+    for source in sorted(Path(PROJECT_DIR, "tests/fuzz/fuzz_targets").glob("*.rs")):
+        if tally.failed:
+            break
+        target = source.stem
+        found = Path(PROJECT_DIR, "tests/fuzz/artifacts/found", target)
+        found.mkdir(parents=True, exist_ok=True)
+        # New text goes into the first directory: the corpus in the tree changes only on purpose.
+        argv = [*fuzzer, "run", *common, target, str(found), f"tests/fuzz/corpus/{target}", "--",
+                f"-max_total_time={seconds}", "-timeout=20", "-rss_limit_mb=2048", "-max_len=16384", "-print_final_stats=1"]
+        tally.check(f"fuzzing {target}", argv, timeout=seconds + 1800)
+    return tally
+
+
 def pure() -> Tally:
     """Everything that needs neither root nor a lab: unit tests, goldens, transcripts, the simulated node."""
     tally = Tally()
     _cargo_tests(tally, [])
+    if os.environ.get(cases.LONG):
+        env = {"ATTACHD_SIM_CASES": os.environ.get("ATTACHD_SIM_CASES", _HISTORIES)}
+        _cargo_tests(tally, ["--test", "simulated_histories", "--", "--nocapture"], env)
     return tally
 
 
@@ -190,6 +226,11 @@ def real_node(only: str | None = None, binary: Path | None = None) -> Tally:
     return _on_the_bench(cases.NodeBench(_lab(), binary or build()), "tests/lab", only)
 
 
+def real_safety(only: str | None = None, binary: Path | None = None) -> Tally:
+    """What must not lose data or leak, on a real kernel: crashes, reused LUNs, path cuts, force; tests/lab/safety."""
+    return _on_the_bench(cases.NodeBench(_lab(), binary or build()), "tests/lab/safety", only)
+
+
 def real_lio(only: str | None = None, binary: Path | None = None) -> Tally:
     """attachd on a real kernel, with Cinder's own LVM and LIO drivers: tests/lab/lio."""
     return _on_the_bench(cases.NodeBench(_lab(storage_guest=True), binary or build()), "tests/lab/lio", only)
@@ -232,9 +273,10 @@ def demo() -> Tally:
 
 _TIERS: dict[str, Callable[..., Tally]] = {
     "lint": lint, "policy": policy, "pure": pure, "chart": helm_chart, "cinder": real_cinder, "host": real_host,
-    "node": real_node, "lio": real_lio, "kube": real_kube, "demo": demo,
+    "node": real_node, "safety": real_safety, "lio": real_lio, "kube": real_kube, "demo": demo, "fuzz": fuzz,
 }
-_IN_LAB = ("node", "lio", "kube")
+_ONLY_LONG = ("fuzz",)
+_IN_LAB = ("node", "safety", "lio", "kube")
 
 
 def main() -> int:
@@ -243,12 +285,15 @@ def main() -> int:
     parser.add_argument("tiers", nargs="*", metavar="TIER", help=f"only these: {', '.join(_TIERS)}")
     parser.add_argument("--only", metavar="TEXT", help=f"of the tiers {', '.join(_IN_LAB)}, only the tests whose file or name contains this")
     parser.add_argument("--binary", type=Path, help=f"of the tiers {', '.join(_IN_LAB)}: test this attachd instead of building one")
+    parser.add_argument("--long", action="store_true", help="the whole size of the tests of safety, instead of a short, seeded one: hours (docs/safety.md)")
     parser.add_argument("--keep", action="store_true", help=f"leave the lab running: scripts/lab --name {_LAB} status")
     options = parser.parse_args()
     wrong = set(options.tiers) - set(_TIERS)
     if wrong:
         parser.error(f"no such tier: {', '.join(sorted(wrong))}")
-    chosen = options.tiers or list(_TIERS)
+    chosen = options.tiers or [name for name in _TIERS if options.long or name not in _ONLY_LONG]
+    if options.long:
+        os.environ[cases.LONG] = "1"
     lines, total = [], Tally()
     try:
         for name, tier in _TIERS.items():

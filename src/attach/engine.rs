@@ -1,20 +1,26 @@
-use std::{collections::BTreeMap, future::Future, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    time::Duration,
+};
 
 use tokio::{
     sync::watch,
     time::{Instant, timeout},
 };
+use tracing::{Instrument as _, Span};
 
 use super::{
     AttachError, Attached, AttachmentView, Attempt, Awaited, Desired, Guard, Ledger, Next, Origin,
-    Others, Outcome, Phase, Plan, Record, Step,
-    outcome::{attached, is_usable},
+    Others, Outcome, Phase, Plan, Record, Resized, Step,
+    last_look::LastLook,
     plan as decide,
+    verdict::{attached, device, is_usable},
 };
 use crate::{
     cinder::{AttachmentSummary, BlockStorage, Volume},
     host::{Host, HostError, NodeFacts},
-    model::{AttachSpec, HostState, Retry, VolumeId},
+    model::{AttachSpec, HostState, Retry, Target, VolumeId},
 };
 
 /// Time limits of the engine. What single operations may take is their own matter.
@@ -70,6 +76,11 @@ pub enum Progress {
         /// For what.
         what: String,
     },
+    /// What was not written to the volume is given up.
+    GivenUp {
+        /// Why.
+        why: String,
+    },
     /// Something that doesn't stop the attach, and should be known.
     Warning {
         /// In words.
@@ -101,15 +112,41 @@ pub(super) struct Run<'a> {
     /// The record was made by this run: what it stands for may be taken back by it.
     pub(super) made_record: bool,
     pub(super) progress: &'a (dyn Fn(Progress) + Sync),
+    /// The caller's span.
+    pub(super) caller: Span,
 }
 
 impl Run<'_> {
+    /// Those of the volume, as far as they are recorded.
+    pub(super) fn targets(&self) -> BTreeSet<Target> {
+        self.record.as_ref().map(Record::targets).unwrap_or_default()
+    }
+
     /// Fills in the field `attachment` of the caller's span, if it has one: from here on, every line
     /// of the log carries it.
     pub(super) fn name_attachment(&self) {
         if let Some(id) = self.record.as_ref().and_then(Record::attachment) {
-            tracing::Span::current().record("attachment", tracing::field::display(id));
+            self.caller.record("attachment", tracing::field::display(id));
         }
+    }
+
+    /// Tells what is no step's begin or end, the log too.
+    pub(super) fn note(&self, progress: Progress) {
+        match &progress {
+            Progress::Lost => {
+                tracing::debug!(what = "it can't be used any more as it was", "noted");
+            }
+            Progress::GivenUp { why } => {
+                let what = format!("what was not written to the volume is given up: {why}");
+                tracing::debug!(what, "noted");
+            }
+            Progress::Warning { what } => tracing::debug!(what, "noted"),
+            Progress::Started { .. }
+            | Progress::Done { .. }
+            | Progress::Failed { .. }
+            | Progress::Waiting { .. } => {}
+        }
+        (self.progress)(progress);
     }
 }
 
@@ -161,26 +198,31 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         stop: &watch::Receiver<bool>,
     ) -> Result<Attached, AttachError> {
         let desired = Desired::Attached(spec.clone());
-        // Held until everything is taken back: whoever comes next finds it done or undone.
-        let _volume_lock = self.lock_volume(spec.volume, stop).await?;
-        let mut run = self.begin(&desired, spec.volume, origin, progress).await?;
-        let error = match self.drive(&mut run, stop).await {
-            Ok(Outcome::Attached(attached)) => return Ok(*attached),
-            Ok(Outcome::Detached { .. }) => not_there(spec.volume),
-            Err(error) => error,
+        let work = async |caller: Span| {
+            // Held until everything is taken back: whoever comes next finds it done or undone.
+            let _volume_lock = self.lock_volume(spec.volume, stop).await?;
+            let mut run =
+                self.begin(&desired, spec.volume, origin, progress, caller.clone()).await?;
+            let error = match self.drive(&mut run, stop).await {
+                Ok(Outcome::Attached(attached)) => return Ok(*attached),
+                Ok(Outcome::Detached { .. }) => not_there(spec.volume),
+                Err(error) => error,
+            };
+            if !run.made_record {
+                return Err(error);
+            }
+            tracing::debug!(what = "it failed; taking back what was begun", "noted");
+            progress(Progress::Warning { what: format!("{}; taking it back", error.chain()) });
+            match self.take_back(spec.volume, origin, progress, caller).await {
+                Ok(_) => Err(error),
+                Err(rollback) => Err(AttachError::NotRolledBack {
+                    volume: spec.volume,
+                    attach: error.chain(),
+                    rollback: Box::new(rollback),
+                }),
+            }
         };
-        if !run.made_record {
-            return Err(error);
-        }
-        progress(Progress::Warning { what: format!("{}; taking it back", error.chain()) });
-        match self.take_back(spec.volume, origin, progress).await {
-            Ok(_) => Err(error),
-            Err(rollback) => Err(AttachError::NotRolledBack {
-                volume: spec.volume,
-                attach: error.chain(),
-                rollback: Box::new(rollback),
-            }),
-        }
+        as_one_run(&desired, spec.volume, origin, work).await
     }
 
     async fn take_back(
@@ -188,9 +230,11 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         volume: VolumeId,
         origin: &Origin,
         progress: &(dyn Fn(Progress) + Sync),
+        caller: Span,
     ) -> Result<Outcome, AttachError> {
         let (_keep, never) = watch::channel(false);
-        let mut run = self.begin(&Desired::Detached, volume, origin, progress).await?;
+        let desired = Desired::Detached { force: false };
+        let mut run = self.begin(&desired, volume, origin, progress, caller).await?;
         self.drive(&mut run, &never).await
     }
 
@@ -205,12 +249,83 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         progress: &(dyn Fn(Progress) + Sync),
         stop: &watch::Receiver<bool>,
     ) -> Result<bool, AttachError> {
-        match self.run(&Desired::Detached, volume, origin, progress, stop).await? {
+        let desired = Desired::Detached { force: false };
+        self.detach_as(&desired, volume, origin, progress, stop).await
+    }
+
+    /// [`Engine::detach`] that ends where that one can't: what can't be written is given up, and
+    /// [`Progress::GivenUp`] says so. It refuses all that the other does for the sake of others.
+    ///
+    /// # Errors
+    /// The first thing that stops it; the same call goes on from there.
+    pub async fn detach_by_force(
+        &self,
+        volume: VolumeId,
+        origin: &Origin,
+        progress: &(dyn Fn(Progress) + Sync),
+        stop: &watch::Receiver<bool>,
+    ) -> Result<bool, AttachError> {
+        let desired = Desired::Detached { force: true };
+        self.detach_as(&desired, volume, origin, progress, stop).await
+    }
+
+    async fn detach_as(
+        &self,
+        desired: &Desired,
+        volume: VolumeId,
+        origin: &Origin,
+        progress: &(dyn Fn(Progress) + Sync),
+        stop: &watch::Receiver<bool>,
+    ) -> Result<bool, AttachError> {
+        match self.run(desired, volume, origin, progress, stop).await? {
             Outcome::Detached { changed } => Ok(changed),
             Outcome::Attached(_) => {
                 Err(AttachError::NoProgress { step: format!("detach volume {volume}") })
             }
         }
+    }
+
+    /// Grows an attached volume that was extended in Cinder: its disks, its map, its file system. It
+    /// changes nothing of the request, so it doesn't matter who attached the volume.
+    ///
+    /// # Errors
+    /// The first thing that stops it; the same call goes on from there.
+    pub async fn resize(
+        &self,
+        volume: VolumeId,
+        at_least_gib: Option<u64>,
+        progress: &(dyn Fn(Progress) + Sync),
+        stop: &watch::Receiver<bool>,
+    ) -> Result<Resized, AttachError> {
+        let desired = Desired::Resized { volume, at_least_gib };
+        let work = async |caller| {
+            let _volume_lock = self.lock_volume(volume, stop).await?;
+            let origin = self.owner(volume).await?;
+            let mut run = self.begin(&desired, volume, &origin, progress, caller).await?;
+            let before_bytes = self.device_bytes(&run).await?;
+            let outcome = self.drive(&mut run, stop).await?;
+            let (Outcome::Attached(mut attached), Some(before_bytes)) = (outcome, before_bytes)
+            else {
+                return Err(AttachError::NoProgress { step: format!("resize volume {volume}") });
+            };
+            let filesystem_grown = run.attempt.grown == Some(true);
+            attached.changed = filesystem_grown || attached.size_bytes != before_bytes;
+            Ok(Resized { attached: *attached, before_bytes, filesystem_grown })
+        };
+        as_one_run(&desired, volume, &self.owner(volume).await?, work).await
+    }
+
+    /// Who asked for a volume that is attached.
+    async fn owner(&self, volume: VolumeId) -> Result<Origin, AttachError> {
+        let known = self.ledger.load(volume).await?;
+        Ok(known.map_or(Origin::CommandLine, |record| record.origin))
+    }
+
+    async fn device_bytes(&self, run: &Run<'_>) -> Result<Option<u64>, AttachError> {
+        let host = self.look_for(run).await?;
+        let Some(record) = &run.record else { return Ok(None) };
+        let device = record.wwid.as_ref().and_then(|wwid| device(record, wwid, &host));
+        Ok(device.map(|(_, size_bytes)| size_bytes))
     }
 
     /// What would be done next, and why. Changes nothing.
@@ -219,8 +334,9 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
     /// The node, the ledger or Cinder can't be read.
     pub async fn plan(&self, desired: &Desired, volume: VolumeId) -> Result<Plan, AttachError> {
         let origin = Origin::CommandLine;
-        let mut run = self.begin(desired, volume, &origin, &|_| {}).await?;
-        let observed = self.observe(&mut run).await?;
+        let mut run = self.begin(desired, volume, &origin, &|_| {}, Span::current()).await?;
+        let host = self.look_for(&run).await?;
+        let observed = self.observe(&mut run, host).await?;
         Ok(decide(desired, run.record.as_ref(), &observed))
     }
 
@@ -232,22 +348,27 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         progress: &(dyn Fn(Progress) + Sync),
         stop: &watch::Receiver<bool>,
     ) -> Result<Outcome, AttachError> {
-        let _volume_lock = self.lock_volume(volume, stop).await?;
-        let mut run = self.begin(desired, volume, origin, progress).await?;
-        self.drive(&mut run, stop).await
+        let work = async |caller| {
+            let _volume_lock = self.lock_volume(volume, stop).await?;
+            let mut run = self.begin(desired, volume, origin, progress, caller).await?;
+            self.drive(&mut run, stop).await
+        };
+        as_one_run(desired, volume, origin, work).await
     }
 
-    async fn lock_volume(
+    pub(super) async fn lock_volume(
         &self,
         volume: VolumeId,
         stop: &watch::Receiver<bool>,
     ) -> Result<Guard, AttachError> {
         let before = || format!("anything was done: another attachd works on volume {volume}");
-        Ok(unless_stopped(stop, before, self.ledger.lock_volume(volume)).await??)
+        let turn = self.ledger.lock_volume(volume);
+        let turn = waited("the lock of this volume", turn);
+        Ok(unless_stopped(stop, before, turn).await??)
     }
 
     /// Step after step, until it is as asked. The volume's lock is held.
-    async fn drive(
+    pub(super) async fn drive(
         &self,
         run: &mut Run<'_>,
         stopped: &watch::Receiver<bool>,
@@ -260,13 +381,18 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         let mut changed = false;
         let mut trouble = None;
         let mut first = true;
+        let mut last_look = LastLook::none();
         loop {
-            events.mark_unchanged();
-            let observed = self.observe(run).await?;
-            if std::mem::take(&mut first) && is_lost(run, &observed.host) {
-                (run.progress)(Progress::Lost);
+            let host = last_look.again_or(self.look_for(run), &mut events).await?;
+            let observed = self.observe(run, host).await?;
+            let first = std::mem::take(&mut first);
+            if first && is_lost(run, &observed.host) {
+                run.note(Progress::Lost);
             }
             let decision = decide(run.desired, run.record.as_ref(), &observed);
+            if let Some(why) = given_up(run, first, &decision) {
+                run.note(Progress::GivenUp { why });
+            }
             match decision.next {
                 Next::Done => return Ok(outcome(run, &observed.host, changed)),
                 Next::Refuse(refusal) => return Err(refusal.into()),
@@ -275,8 +401,9 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                         return Err(AttachError::Stopped { before: step.to_string() });
                     }
                     if step.needs_targets_alone() && targets_lock.is_none() {
-                        let targets = run.record.as_ref().map(Record::targets).unwrap_or_default();
+                        let targets = run.targets();
                         let turn = self.ledger.lock_targets(&targets);
+                        let turn = waited("the locks of the targets", turn);
                         let turn = unless_stopped(stopped, || step.to_string(), turn).await?;
                         targets_lock = Some(turn?);
                         // What was seen before the lock may have changed while we waited for it.
@@ -292,14 +419,29 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                     let done = self.timed(run, &step, decision.why).await;
                     changed = true;
                     match done {
-                        Err(error) if passing(&step, &error) && since(&mut trouble) < SETTLE => {
-                            next_event(&mut events, self.config.fallback_poll).await;
+                        Err(error)
+                            if passing(&step, &error)
+                                && since(&mut trouble) < self.grace(&step) =>
+                        {
+                            run.attempt.contents = None;
+                            let event = next_event(&mut events, self.config.fallback_poll);
+                            waited("what keeps it from being done to go", event).await;
+                            last = None;
+                            continue;
+                        }
+                        Err(error) if way_around(run, &step, &error) => {
+                            let what = format!("{}; going on without it", error.chain());
+                            run.note(Progress::Warning { what });
+                            trouble = None;
                             last = None;
                             continue;
                         }
                         result => result?,
                     }
                     trouble = None;
+                    if step.leaves_the_node() {
+                        last_look.keep(observed.host);
+                    }
                     // Asking multipathd again after an event is progress of another kind.
                     last = (!matches!(step, Step::AddMap { .. })).then_some(step);
                 }
@@ -315,11 +457,18 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                         overdue(&mut run.attempt, &awaited);
                     } else {
                         self.wait(&mut events, stopped, &awaited, began).await?;
+                        // Events of one cause come in bursts: they don't keep the node looking all the time.
+                        tokio::time::sleep(last_look.took().min(LONGEST_REST)).await;
                         run.attempt.map_asked = false;
                     }
                 }
             }
         }
+    }
+
+    /// How long a device may be in use, or not be read, before that is an error.
+    fn grace(&self, step: &Step) -> Duration {
+        if writes_a_file_system(step) { self.config.patience } else { SETTLE }
     }
 
     async fn wait(
@@ -331,11 +480,13 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
     ) -> Result<(), AttachError> {
         let left = self.config.patience.saturating_sub(since.elapsed());
         let event = next_event(events, left.min(self.config.fallback_poll));
+        let event = waited(awaited, event);
         unless_stopped(stop, || format!("{awaited} came"), event).await
     }
 
     async fn timed(&self, run: &mut Run<'_>, step: &Step, why: String) -> Result<(), AttachError> {
         let (phase, what) = (step.phase(), step.to_string());
+        tracing::debug!(why, "begin: {what}");
         (run.progress)(Progress::Started { phase, what: what.clone(), why });
         let begin = Instant::now();
         let result = self.execute(run, step).await;
@@ -352,9 +503,61 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
     }
 }
 
+/// Does what is one run for the journal: within a span of its own, of which it is given the caller's, and with
+/// its end told.
+pub(super) async fn as_one_run<T>(
+    desired: &Desired,
+    volume: VolumeId,
+    origin: &Origin,
+    work: impl AsyncFnOnce(Span) -> Result<T, AttachError>,
+) -> Result<T, AttachError> {
+    let (doing, done) = match desired {
+        Desired::Attached(_) => ("attach", "Attached"),
+        Desired::Detached { force: false } => ("detach", "Detached"),
+        Desired::Detached { force: true } => ("detach by force", "Detached"),
+        Desired::Resized { .. } => ("resize", "Resized"),
+    };
+    let caller = Span::current();
+    // At the lowest level, so that it is in nobody's log: that has the caller's span.
+    let span = tracing::trace_span!("run", doing, %volume, %origin, request = origin.request());
+    async {
+        let begin = Instant::now();
+        let result = work(caller).await;
+        let ms = begin.elapsed().as_millis();
+        match &result {
+            Ok(_) => tracing::debug!(outcome = done, ms, "run ended"),
+            Err(error) => {
+                tracing::debug!(outcome = error.reason(), error = error.chain(), ms, "run ended");
+            }
+        }
+        result
+    }
+    .instrument(span)
+    .await
+}
+
+/// What takes less is no wait: on a slow node, a lock that is free takes this long.
+const NO_WAIT: Duration = Duration::from_millis(50);
+
+/// Waits, and tells the log how long it took.
+async fn waited<T>(what: impl std::fmt::Display, awaited: impl Future<Output = T>) -> T {
+    let begin = Instant::now();
+    let came = awaited.await;
+    let took = begin.elapsed();
+    if took >= NO_WAIT {
+        tracing::debug!(%what, ms = took.as_millis(), "waited");
+    }
+    came
+}
+
 fn outcome(run: &Run<'_>, host: &HostState, changed: bool) -> Outcome {
     let there = match (run.desired, run.record.as_ref()) {
-        (Desired::Attached(spec), Some(record)) => attached(spec, record, run, host, changed),
+        (Desired::Attached(spec), Some(record)) => {
+            attached(spec, record, host, &run.attempt.failed_logins, changed)
+        }
+        (Desired::Resized { .. }, Some(record)) => {
+            attached(&record.spec, record, host, &run.attempt.failed_logins, changed)
+        }
         _ => None,
     };
     match there {
@@ -387,20 +590,75 @@ fn is_lost(run: &Run<'_>, host: &HostState) -> bool {
     }
 }
 
+/// Why what was not written is given up: by this step, or since a run before this one.
+fn given_up(run: &Run<'_>, first: bool, plan: &Plan) -> Option<String> {
+    if let Next::Do(Step::GiveUp { .. }) = plan.next {
+        return Some(plan.why.clone());
+    }
+    let detaching = matches!(run.desired, Desired::Detached { .. });
+    let cut = run.record.as_ref().is_some_and(|record| record.cut);
+    (first && detaching && cut).then(|| "an earlier detach had to cut the volume off".to_owned())
+}
+
 fn not_there(volume: VolumeId) -> AttachError {
     AttachError::NoProgress { step: format!("attach volume {volume}") }
 }
 
-/// How long a device may stay in use by itself: udev, blkid and multipathd open one for moments
-/// after it was closed or changed.
+/// How long a device may stay in use by itself, or without a path: udev, blkid and multipathd open one
+/// for moments after it was closed or changed.
 const SETTLE: Duration = Duration::from_secs(15);
+
+/// Between an event and the look that it is worth.
+const LONGEST_REST: Duration = Duration::from_millis(200);
 
 /// Whether an error may go by itself, so that looking again is better than failing.
 fn passing(step: &Step, error: &AttachError) -> bool {
     let AttachError::Host { source, .. } = error else { return false };
     let in_use = matches!(source, HostError::Busy { .. });
+    // All paths may fail for a moment: the storage exports the volume anew, a portal restarts.
+    let unreadable = matches!(source, HostError::Io { .. });
     source.retry() == Retry::Now
+        || unreadable && matches!(step, Step::Probe { .. })
         || in_use && matches!(step, Step::RemoveMap { .. } | Step::DeleteDevices { .. })
+        || in_use && writes_a_file_system(step)
+}
+
+/// A format or a check that outlived the attachd that began it still has the device.
+fn writes_a_file_system(step: &Step) -> bool {
+    matches!(step, Step::Format { .. } | Step::Check { .. })
+}
+
+/// Whether the plan has another way where a step of a detach failed; notes that it is needed.
+fn way_around(run: &mut Run<'_>, step: &Step, error: &AttachError) -> bool {
+    let AttachError::Host { source, .. } = error else { return false };
+    let force = matches!(run.desired, Desired::Detached { force: true });
+    let cut = run.record.as_ref().is_some_and(|record| record.cut);
+    match step {
+        Step::Unmount { .. } if cut => {
+            let busy = matches!(source, HostError::Busy { .. });
+            run.attempt.mount_busy |= busy;
+            busy
+        }
+        Step::RemoveMap { name, .. } if cut => {
+            run.attempt.held_maps.insert(name.clone(), source.to_string());
+            true
+        }
+        Step::Unmount { .. } | Step::RemoveMap { .. } | Step::DeleteDevices { .. }
+            if force && !cut && run.attempt.blocked.is_none() =>
+        {
+            run.attempt.blocked = Some(error.chain());
+            true
+        }
+        // An empty session doesn't keep the volume from other nodes. It stays attachd's own, an orphan.
+        Step::LogOut { .. } if force => match source {
+            HostError::SessionNotTakenOver { target } => {
+                run.attempt.left_sessions.insert(target.clone());
+                true
+            }
+            _ => false,
+        },
+        _ => false,
+    }
 }
 
 fn since(trouble: &mut Option<Instant>) -> Duration {

@@ -1,14 +1,23 @@
 //! One step, done. Thin: every decision was made by the plan.
 
+use std::time::Duration;
+
+use futures::future::try_join_all;
+use tokio::time::Instant;
+use uuid::Uuid;
+
 use super::{
     AttachError, AttachmentView, Desired, Engine, FormatProgress, Ownership, Progress, Record,
-    Reservation, Step, engine::Run,
+    Reservation, Step, engine::Run, error::chain,
 };
 use crate::{
     cinder::{AttachmentStatus, BlockStorage},
-    host::{Applied, Host, HostError, HostOp, MountTarget},
-    model::{AttachmentId, Chap, Contents, Filesystem, Target, VolumeId},
+    host::{Applied, Host, HostOp, LoginLimits, MountTarget},
+    model::{AttachmentId, Chap, Contents, DeviceName, Filesystem, Hctl, Target, VolumeId},
 };
+
+/// How often to look whether a login that nobody waits for has ended.
+const LOOK: Duration = Duration::from_millis(500);
 
 impl<H: Host, C: BlockStorage> Engine<H, C> {
     pub(super) async fn execute(&self, run: &mut Run<'_>, step: &Step) -> Result<(), AttachError> {
@@ -96,12 +105,12 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                 run.attempt.checked = true;
                 Ok(())
             }
-            Step::Mount { device, number, filesystem, target, read_only, options } => {
+            Step::Mount { device, filesystem, target, read_only, options } => {
                 let seen = self.host.mount_target(target).await;
                 let seen = seen.map_err(|source| AttachError::Host { step: words(), source })?;
                 self.record(run, |record| {
                     record.mounted = true;
-                    record.mount_device = Some(*number);
+                    record.mount_device = Some(device.number);
                     record.made_directory |= seen == MountTarget::Absent;
                 })
                 .await?;
@@ -114,6 +123,20 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                 };
                 self.whole(op, step).await
             }
+            Step::ResizeMap { name, wwid, size_bytes } => {
+                let (name, wwid) = (name.clone(), wwid.clone());
+                self.whole(HostOp::ResizeMap { name, wwid, size_bytes: *size_bytes }, step).await
+            }
+            Step::GrowFilesystem { device, filesystem, target } => {
+                let op = HostOp::GrowFilesystem {
+                    device: device.clone(),
+                    filesystem: *filesystem,
+                    target: target.clone(),
+                };
+                let applied = self.apply(op, step).await?;
+                run.attempt.grown = Some(applied.changed);
+                Ok(())
+            }
             Step::Complete { attachment } => {
                 let done = self.cinder.complete(*attachment).await;
                 done.map_err(|source| AttachError::Cinder { step: words(), source })?;
@@ -121,6 +144,11 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                     *status = AttachmentStatus::Attached;
                 }
                 self.record(run, |record| record.completed = true).await
+            }
+            Step::GiveUp { .. } => self.record(run, |record| record.cut = true).await,
+            Step::Cut { maps, devices } => self.cut(run, maps, devices, step).await,
+            Step::UnmountLazily { target } => {
+                self.whole(HostOp::UnmountLazily { target: target.clone() }, step).await
             }
             Step::Unmount { target } => {
                 self.whole(HostOp::Unmount { target: target.clone() }, step).await
@@ -133,8 +161,10 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                 self.whole(HostOp::RemoveMap { name: name.clone(), wwid: wwid.clone() }, step).await
             }
             Step::LogOut { targets } => {
+                self.logins_ended(targets, step).await?;
+                self.whole(HostOp::Logout { targets: targets.clone() }, step).await?;
                 run.attempt.logged_out.extend(targets.iter().cloned());
-                self.whole(HostOp::Logout { targets: targets.clone() }, step).await
+                Ok(())
             }
             Step::Release { disown } => {
                 let mapped = run.record.as_ref().filter(|record| record.multipath);
@@ -179,12 +209,34 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
     }
 
     /// An operation of which no part may fail.
-    async fn whole(&self, op: HostOp, step: &Step) -> Result<(), AttachError> {
+    pub(super) async fn whole(&self, op: HostOp, step: &Step) -> Result<(), AttachError> {
         let applied = self.apply(op, step).await?;
         match applied.failures.into_iter().next() {
             None => Ok(()),
             Some((_, source)) => Err(AttachError::Host { step: step.to_string(), source }),
         }
+    }
+
+    /// The disks go whether or not the maps can be told: without disks nothing reaches the volume.
+    async fn cut(
+        &self,
+        run: &mut Run<'_>,
+        maps: &[(DeviceName, String)],
+        devices: &[(Hctl, DeviceName)],
+        step: &Step,
+    ) -> Result<(), AttachError> {
+        let mut told = Ok(());
+        for (device, name) in maps {
+            match self.whole(HostOp::StopQueueing { name: name.clone() }, step).await {
+                Ok(()) => drop(run.attempt.unqueued.insert(device.clone())),
+                Err(error) => told = Err(error),
+            }
+        }
+        if !devices.is_empty() {
+            let maps = maps.iter().map(|(device, _)| device.clone()).collect();
+            self.whole(HostOp::CutDisks { devices: devices.to_vec(), maps }, step).await?;
+        }
+        told
     }
 
     async fn reserve(
@@ -194,16 +246,34 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         step: &Step,
     ) -> Result<(), AttachError> {
         let Desired::Attached(spec) = run.desired else { return Ok(()) };
+        let instance = match spec.instance {
+            Some(instance) => Some(instance),
+            None => self
+                .cinder
+                .is_service()
+                .await
+                .map_err(|source| AttachError::Cinder { step: step.to_string(), source })?
+                .then(Uuid::new_v4),
+        };
         let made_now = run.record.is_none();
         if made_now {
             let multipath = super::plan::wants_map(spec, run.facts.as_ref());
-            let record = Record::new(spec.clone(), run.origin.clone(), multipath);
-            // Before Cinder is asked: what may exist there must be known here.
-            self.ledger.store(&record).await?;
-            run.record = Some(record);
-            run.made_record = true;
+            run.record = Some(Record::new(spec.clone(), run.origin.clone(), multipath));
         }
-        match self.cinder.reserve(volume, spec.instance, spec.mode).await {
+        // Before Cinder is asked: what may exist there must be known here.
+        let asked = self.record(run, |record| {
+            if let Some(instance) = instance.filter(|known| !record.instances.contains(known)) {
+                record.instances.push(instance);
+            }
+        });
+        if let Err(error) = asked.await {
+            if made_now {
+                run.record = None;
+            }
+            return Err(error);
+        }
+        run.made_record |= made_now;
+        match self.cinder.reserve(volume, instance, spec.mode).await {
             Ok(attachment) => {
                 let id = attachment.summary.id;
                 let recorded =
@@ -212,7 +282,7 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                     // Nobody else knows the id: without a record it would be lost.
                     if let Err(left) = self.cinder.delete(id).await {
                         let why = format!("attachment {id} can't be recorded nor deleted: {left}");
-                        (run.progress)(Progress::Warning { what: why });
+                        run.note(Progress::Warning { what: why });
                     }
                     return Err(error);
                 }
@@ -262,24 +332,21 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         targets: &[Target],
         step: &Step,
     ) -> Result<(), AttachError> {
-        for target in targets {
-            self.ledger.own_target(target, Ownership::LoggingIn).await?;
-        }
+        self.logins_ended(targets, step).await?;
+        self.own(targets.iter().map(|target| (target, Ownership::LoggingIn))).await?;
         let chap = match &run.attachment {
             AttachmentView::Known { info: Some(info), .. } => info.chap.clone(),
             _ => None,
         };
         let records = HostOp::WriteNodeRecords { targets: targets.to_vec(), chap };
         if let Err(error) = self.whole(records, step).await {
-            for target in targets {
-                self.ledger.own_target(target, Ownership::Record).await?;
-            }
+            self.own(targets.iter().map(|target| (target, Ownership::Record))).await?;
             return Err(error);
         }
         let applied = self.apply(HostOp::Login { targets: targets.to_vec() }, step).await?;
         for (what, error) in applied.failures {
             let why = chain(&error);
-            (run.progress)(Progress::Warning { what: format!("no login to {what}: {why}") });
+            run.note(Progress::Warning { what: format!("no login to {what}: {why}") });
             // By the operation's contract `what` names the target as the step did.
             if let Some(target) = targets.iter().find(|target| target.to_string() == what) {
                 run.attempt.failed_logins.insert(target.clone(), why);
@@ -288,29 +355,49 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         self.own_sessions(targets, step).await
     }
 
+    /// iscsid goes on with a login when the attachd that asked for it is killed. Before it ends, its
+    /// session can't be seen: a logout would miss it, and a login is told that it is there already.
+    pub(super) async fn logins_ended(
+        &self,
+        targets: &[Target],
+        step: &Step,
+    ) -> Result<(), AttachError> {
+        let open = self.ledger.open_logins(targets).await?;
+        let Some(youngest) = open.values().min() else { return Ok(()) };
+        let until = Instant::now() + LoginLimits::default().overall().saturating_sub(*youngest);
+        let targets = open.keys().cloned().collect();
+        loop {
+            let seen = self.host.observe_targets(&targets).await;
+            let host =
+                seen.map_err(|source| AttachError::Host { step: step.to_string(), source })?;
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || open.keys().all(|target| host.session(target).is_some()) {
+                return Ok(());
+            }
+            tokio::time::sleep(left.min(LOOK)).await;
+        }
+    }
+
     /// A session that somebody makes after ours is gone looks the same but for its number.
     async fn own_sessions(&self, targets: &[Target], step: &Step) -> Result<(), AttachError> {
-        let seen = self.host.observe().await;
+        let seen = self.host.observe_targets(&targets.iter().cloned().collect()).await;
         let host = seen.map_err(|source| AttachError::Host { step: step.to_string(), source })?;
-        for target in targets {
-            let made = host
-                .session(target)
-                .map_or(Ownership::Record, |session| Ownership::Session(session.sid));
-            self.ledger.own_target(target, made).await?;
-        }
+        let made = |target| {
+            let session = host.session(target);
+            session.map_or(Ownership::Record, |session| Ownership::Session(session.sid))
+        };
+        self.own(targets.iter().map(|target| (target, made(target)))).await
+    }
+
+    /// All at once: each is a write that waits for the disk.
+    async fn own<'a>(
+        &self,
+        targets: impl Iterator<Item = (&'a Target, Ownership)>,
+    ) -> Result<(), AttachError> {
+        let marks = targets.map(|(target, ownership)| self.ledger.own_target(target, ownership));
+        try_join_all(marks).await?;
         Ok(())
     }
-}
-
-fn chain(error: &HostError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 fn discovery_chap(view: &AttachmentView) -> Option<Chap> {

@@ -5,6 +5,7 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::Serialize;
@@ -50,6 +51,13 @@ pub(super) fn read_all<T: serde::de::DeserializeOwned>(
     }
     paths.sort();
     Ok(paths.iter().filter_map(|path| read(path).transpose()).collect())
+}
+
+/// How long ago a file was written; none where the clock was set back since.
+pub(super) fn age(path: &Path) -> Result<Duration, LedgerError> {
+    let io = |source| LedgerError::Io { doing: "looking at", path: path.to_owned(), source };
+    let written = fs::metadata(path).and_then(|file| file.modified()).map_err(io)?;
+    Ok(written.elapsed().unwrap_or_default())
 }
 
 /// Where a file is written before it is renamed. One that an attachd left behind when it was killed

@@ -10,6 +10,12 @@ use crate::model::{ScsiDevice, VolumeId, Wwid};
 
 const GIB: u64 = 1 << 30;
 
+/// Whether a size is what Cinder states. Backends round a size up within the GiB, never down.
+pub(super) fn is_size_of(size_gib: u64, size_bytes: u64) -> bool {
+    let stated = size_gib.saturating_mul(GIB);
+    size_bytes >= stated && size_bytes < stated.saturating_add(GIB)
+}
+
 /// The WWID that Cinder's tgt driver gives a volume: NAA 6, `e0`, then the UUID with `0` for `-`, cut
 /// to 32 digits (seen with Cinder 29.0.0); multipath writes `3` before a NAA designator.
 fn tgt_wwid(volume: VolumeId) -> String {
@@ -19,7 +25,7 @@ fn tgt_wwid(volume: VolumeId) -> String {
 
 /// What is wrong with a volume's disks; `Ok` gives the identity that they share.
 ///
-/// `size_gib` is what Cinder states. Backends round a size up within the GiB, never down.
+/// `size_gib` is what Cinder states.
 pub(super) fn shared_identity(
     volume: VolumeId,
     size_gib: Option<u64>,
@@ -57,15 +63,15 @@ pub(super) fn shared_identity(
     if cinders_tgt && wwid.as_str() != tgt_wwid(volume) {
         return Err(format!("{} carries {wwid}, which is another volume's UUID", first.name));
     }
-    if let Some(size_gib) = size_gib {
-        let stated = size_gib.saturating_mul(GIB);
-        let fits = first.size_bytes >= stated && first.size_bytes < stated.saturating_add(GIB);
-        if !fits {
-            return Err(format!(
-                "Cinder states {size_gib} GiB ({stated} bytes), {} has {} bytes",
-                first.name, first.size_bytes
-            ));
-        }
+    if let Some(size_gib) = size_gib
+        && !is_size_of(size_gib, first.size_bytes)
+    {
+        return Err(format!(
+            "Cinder states {size_gib} GiB ({} bytes), {} has {} bytes",
+            size_gib.saturating_mul(GIB),
+            first.name,
+            first.size_bytes
+        ));
     }
     Ok(wwid.clone())
 }
@@ -82,6 +88,7 @@ mod tests {
             hctl: "2:0:0:1".parse().unwrap(),
             name: DeviceName::new(name).unwrap(),
             number: DeviceNumber { major: 8, minor: 0 },
+            diskseq: None,
             size_bytes,
             wwid: wwid.map(|wwid| wwid.parse().unwrap()),
             vendor: "IET".to_owned(),

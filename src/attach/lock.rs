@@ -1,13 +1,15 @@
 use std::{
     collections::HashMap,
     fs::{File, OpenOptions},
-    path::PathBuf,
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, Weak},
     thread,
     time::Duration,
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use tokio::{
     sync::{Mutex as AsyncMutex, OwnedMutexGuard, oneshot},
     time::timeout,
@@ -39,6 +41,22 @@ impl Locks {
         locked.await.unwrap_or_else(|_| Err(late()))
     }
 
+    /// Whether somebody has a lock now. Makes no file.
+    pub(super) fn is_held(path: &Path) -> Result<bool, LedgerError> {
+        let io = |source| LedgerError::Io { doing: "looking at", path: path.to_owned(), source };
+        let file = OpenOptions::new().write(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(path);
+        let file = match file {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(io(error)),
+        };
+        match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            Ok(_) => Ok(false),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(true),
+            Err((_, errno)) => Err(io(errno.into())),
+        }
+    }
+
     fn own(&self, path: &PathBuf) -> Arc<AsyncMutex<()>> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, lock| lock.strong_count() > 0);
@@ -60,6 +78,8 @@ async fn flock(path: PathBuf) -> Result<Flock<File>, LedgerError> {
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(0o600)
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
         .open(&path)
         .map_err(|source| io(&path, source))?;
     let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {

@@ -20,25 +20,30 @@ mod execute;
 mod files;
 mod identity;
 mod inventory;
+mod last_look;
 mod ledger;
 mod lock;
 mod observe;
+pub mod orphans;
 mod outcome;
 mod plan;
 mod refusal;
 mod state;
 mod step;
+mod verdict;
 
 pub(crate) use engine::unless_stopped;
 pub use engine::{Engine, EngineConfig, Progress};
 pub use error::AttachError;
-pub use inventory::{Chain, Inventory, OtherSession, PathChain};
+pub(crate) use error::chain;
+pub use inventory::{Chain, Foreign, Handle, Inventory, OtherSession, PathChain, Resolved};
 pub use ledger::{
     FormatProgress, Ledger, LedgerError, Origin, OwnedTargets, Ownership, Record, Reservation,
 };
 pub use lock::Guard;
-pub use outcome::{Attached, Outcome, PathStatus};
+pub use outcome::{Outcome, Resized};
 pub use plan::{Awaited, Next, Plan, plan};
 pub use refusal::Refusal;
 pub use state::{AttachmentView, Attempt, Desired, Observed, Others, Overdue};
 pub use step::{Phase, Step};
+pub use verdict::{Attached, Loss, PathState, PathStatus, Trouble, Verdict, judge};

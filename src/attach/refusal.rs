@@ -14,6 +14,16 @@ pub enum Refusal {
         /// Which.
         volume: VolumeId,
     },
+    /// Cinder shows neither a record's attachment nor its volume.
+    #[error(
+        "Cinder shows neither attachment {attachment} nor volume {volume} to these credentials: they may be of another project, and then a detach would leave the attachment behind. Mend the credentials; where the volume was deleted, detach with force, which writes nothing any more"
+    )]
+    NothingVisible {
+        /// The recorded attachment.
+        attachment: AttachmentId,
+        /// Its volume.
+        volume: VolumeId,
+    },
     /// The volume can't be reserved now.
     #[error("volume {volume} is {status:?}{}, and only an available volume can be attached{hint}", holders(.attached_to))]
     VolumeNotAvailable {
@@ -43,6 +53,26 @@ pub enum Refusal {
         attachment: AttachmentId,
         /// Which volume.
         volume: VolumeId,
+    },
+    /// A detach that gives up what was not written has begun.
+    #[error(
+        "volume {volume} was cut off from this node, and what was not written to it was given up; finish its detach before it is attached again (attachd detach {volume}, or take away the request that asked for it)"
+    )]
+    CutOff {
+        /// Which volume.
+        volume: VolumeId,
+    },
+    /// What is left of a volume that was cut off.
+    #[error(
+        "volume {volume} is detached: no disk of it is left on this node, and Cinder has its attachment no more; but map {map} can't go ({why}). Reads and writes through it fail. End what holds it, and detach again to have it removed"
+    )]
+    StillHeld {
+        /// Which volume.
+        volume: VolumeId,
+        /// The map.
+        map: String,
+        /// Who holds it.
+        why: String,
     },
     /// Cinder's backend failed.
     #[error(
@@ -217,6 +247,22 @@ pub enum Refusal {
         /// The targets that were scanned.
         targets: Vec<String>,
     },
+    /// A volume that can't be grown as it is now.
+    #[error("volume {volume} can't be resized now: {why}")]
+    NotResizable {
+        /// Which volume.
+        volume: VolumeId,
+        /// Why, and what to do.
+        why: String,
+    },
+    /// Cinder and the paths of a volume don't agree about its size, or can't be asked.
+    #[error("volume {volume} is not resized: {what}")]
+    SizeDiffers {
+        /// Which volume.
+        volume: VolumeId,
+        /// Who states what, and what to do.
+        what: String,
+    },
     /// multipathd doesn't make the map.
     #[error(
         "multipathd made no map {wwid} for volume {volume}; see what it says (multipathd show paths, journalctl -u multipathd) and whether udevd runs"
@@ -233,7 +279,7 @@ fn holders(attached_to: &[String]) -> String {
     if attached_to.is_empty() {
         String::new()
     } else {
-        format!(" (attached to {})", attached_to.join(", "))
+        format!(" (attached to {})", some(attached_to))
     }
 }
 
@@ -241,7 +287,18 @@ fn ids(reserved: &[AttachmentId]) -> String {
     if reserved.is_empty() {
         return "Cinder shows none to this project".to_owned();
     }
-    reserved.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    some(reserved)
+}
+
+/// Most things that a message names: a status has no room for what a broken Cinder may list.
+const MOST_NAMED: usize = 16;
+
+fn some<T: ToString>(things: &[T]) -> String {
+    let mut named: Vec<String> = things.iter().take(MOST_NAMED).map(ToString::to_string).collect();
+    if things.len() > MOST_NAMED {
+        named.push(format!("{} more", things.len() - MOST_NAMED));
+    }
+    named.join(", ")
 }
 
 fn names(devices: &[DeviceName]) -> String {
@@ -253,9 +310,12 @@ impl Refusal {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::VolumeNotFound { .. } => "VolumeNotFound",
+            Self::NothingVisible { .. } => "NothingVisible",
             Self::VolumeNotAvailable { .. } => "VolumeNotAvailable",
             Self::LostReservation { .. } => "LostReservation",
             Self::AttachmentGone { .. } => "AttachmentGone",
+            Self::CutOff { .. } => "CutOff",
+            Self::StillHeld { .. } => "StillHeld",
             Self::AttachmentFailed { .. } => "AttachmentFailed",
             Self::ConnectionUnknown { .. } => "ConnectionUnknown",
             Self::Connection { .. } => "UnsupportedConnection",
@@ -274,6 +334,8 @@ impl Refusal {
             Self::MountPath { .. } => "MountPathUnusable",
             Self::InUse { .. } => "InUse",
             Self::LunMissing { .. } => "LunMissing",
+            Self::NotResizable { .. } => "NotResizable",
+            Self::SizeDiffers { .. } => "SizeDiffers",
             Self::NoMap { .. } => "NoMap",
         }
     }
@@ -287,12 +349,17 @@ impl Refusal {
             | Self::MultipathUnavailable { .. }
             | Self::NoPath { .. }
             | Self::InUse { .. }
+            | Self::StillHeld { .. }
             | Self::AddressTaken { .. }
             | Self::LostReservation { .. }
             | Self::LunMissing { .. }
+            | Self::NotResizable { .. }
+            | Self::SizeDiffers { .. }
+            | Self::NothingVisible { .. }
             | Self::NoMap { .. } => Retry::Backoff,
             Self::VolumeNotFound { .. }
             | Self::AttachmentGone { .. }
+            | Self::CutOff { .. }
             | Self::AttachmentFailed { .. }
             | Self::Connection { .. }
             | Self::AttachedDifferently { .. }

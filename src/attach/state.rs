@@ -1,10 +1,16 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::{OwnedTargets, Record};
 use crate::{
     cinder::{AttachmentStatus, AttachmentSummary, Volume},
     host::{MountTarget, NodeFacts},
-    model::{AttachSpec, ConnectionInfo, Contents, DeviceName, Hctl, HostState, Target},
+    model::{
+        AttachSpec, ConnectionInfo, Contents, DeviceId, DeviceName, Hctl, HostState, Target,
+        VolumeId,
+    },
 };
 
 /// What was asked of one volume.
@@ -12,8 +18,18 @@ use crate::{
 pub enum Desired {
     /// Attached to this node, as the spec says.
     Attached(AttachSpec),
+    /// Attached as it is, and grown to the size that Cinder states.
+    Resized {
+        /// Which volume.
+        volume: VolumeId,
+        /// Whoever asked counts on this size.
+        at_least_gib: Option<u64>,
+    },
     /// Not attached to this node.
-    Detached,
+    Detached {
+        /// Where the ordinary road can't be gone, give up what could not be written, and only that.
+        force: bool,
+    },
 }
 
 /// What Cinder says of the attachment that the ledger names.
@@ -54,14 +70,26 @@ pub struct Attempt {
     pub discovered: Option<Vec<Target>>,
     /// Targets that were logged out of: a session there now would be one that didn't go.
     pub logged_out: BTreeSet<Target>,
+    /// Targets whose sessions are left by force, since iscsid can't end them.
+    pub left_sessions: BTreeSet<Target>,
     /// What the device holds.
-    pub contents: Option<(DeviceName, Contents)>,
+    pub contents: Option<(DeviceId, Contents)>,
     /// The file system was checked in this run.
     pub checked: bool,
+    /// The file system was told to fill its device, and whether it grew by that.
+    pub grown: Option<bool>,
     /// multipathd was asked for the map since the last event.
     pub map_asked: bool,
     /// What was waited for in vain.
     pub overdue: Overdue,
+    /// Why the ordinary road back can't be gone.
+    pub blocked: Option<String>,
+    /// Maps that were told to let I/O fail rather than wait for a path.
+    pub unqueued: BTreeSet<DeviceName>,
+    /// Processes keep the mount of a volume that is cut off.
+    pub mount_busy: bool,
+    /// Maps of a volume that is cut off which can't go, and why.
+    pub held_maps: BTreeMap<String, String>,
 }
 
 /// What was waited for until its time limit.
@@ -81,7 +109,7 @@ pub struct Observed {
     /// The node; `None` where a detach is planned, which doesn't depend on it.
     pub facts: Option<NodeFacts>,
     /// The kernel's state.
-    pub host: HostState,
+    pub host: Arc<HostState>,
     /// The volume; `None` where Cinder has none of that id, or was not asked.
     pub volume: Option<Volume>,
     /// The recorded attachment.

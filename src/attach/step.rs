@@ -1,7 +1,7 @@
 use std::{fmt, path::PathBuf};
 
 use crate::model::{
-    AttachmentId, DeviceName, DeviceNumber, Filesystem, Hctl, Lun, Portal, Target, TargetPath,
+    AttachmentId, DeviceId, DeviceName, Filesystem, Hctl, Lun, Portal, Target, TargetPath,
     VolumeId, Wwid,
 };
 
@@ -73,12 +73,12 @@ pub enum Step {
     /// Read what is on the device.
     Probe {
         /// Which device.
-        device: DeviceName,
+        device: DeviceId,
     },
     /// Make the file system.
     Format {
         /// On which device.
-        device: DeviceName,
+        device: DeviceId,
         /// Which.
         filesystem: Filesystem,
         /// Over the remains of a format that was cut short.
@@ -87,16 +87,14 @@ pub enum Step {
     /// Check the file system.
     Check {
         /// On which device.
-        device: DeviceName,
+        device: DeviceId,
         /// Which.
         filesystem: Filesystem,
     },
     /// Mount it.
     Mount {
         /// The device.
-        device: DeviceName,
-        /// Its number.
-        number: DeviceNumber,
+        device: DeviceId,
         /// Its file system.
         filesystem: Filesystem,
         /// Where.
@@ -106,13 +104,48 @@ pub enum Step {
         /// Options.
         options: Vec<String>,
     },
+    /// Have multipathd take over the new size of a map's disks.
+    ResizeMap {
+        /// Its name.
+        name: String,
+        /// Its identity.
+        wwid: Wwid,
+        /// The size that all its disks have.
+        size_bytes: u64,
+    },
+    /// Grow the mounted file system to the end of its device, where it isn't there yet.
+    GrowFilesystem {
+        /// On which device.
+        device: DeviceId,
+        /// Which.
+        filesystem: Filesystem,
+        /// Where it is mounted.
+        target: PathBuf,
+    },
     /// Tell Cinder that the volume is in use.
     Complete {
         /// Which attachment.
         attachment: AttachmentId,
     },
+    /// Record that what was not written yet is given up.
+    GiveUp {
+        /// Of which volume.
+        volume: VolumeId,
+    },
+    /// Have no I/O of this node reach the volume: maps let it fail, disks go without being flushed.
+    Cut {
+        /// The maps over the disks.
+        maps: Vec<(DeviceName, String)>,
+        /// The disks.
+        devices: Vec<(Hctl, DeviceName)>,
+    },
     /// Unmount.
     Unmount {
+        /// Where.
+        target: PathBuf,
+    },
+    /// Take a mount out of sight that processes keep; nothing is behind it any more.
+    UnmountLazily {
         /// Where.
         target: PathBuf,
     },
@@ -176,6 +209,8 @@ pub enum Phase {
     Mount,
     /// Cinder knows.
     Complete,
+    /// The volume can't be reached from here.
+    Cut,
     /// Nothing is mounted.
     Unmount,
     /// No map is left.
@@ -203,6 +238,7 @@ impl Phase {
             Self::Filesystem => "file system",
             Self::Mount => "mount",
             Self::Complete => "complete the attachment",
+            Self::Cut => "cut the volume off",
             Self::Unmount => "unmount",
             Self::RemoveMap => "remove the map",
             Self::DeleteDevices => "delete the disks",
@@ -222,14 +258,18 @@ impl Step {
             Self::LogIn { .. } => Phase::LogIn,
             Self::Scan { .. } | Self::PurgeStale { .. } => Phase::Scan,
             Self::Reread { .. } | Self::RecordIdentity { .. } => Phase::Verify,
-            Self::AddMap { .. } => Phase::Map,
+            Self::AddMap { .. } | Self::ResizeMap { .. } => Phase::Map,
             Self::SetReadOnly { .. }
             | Self::Probe { .. }
             | Self::Format { .. }
-            | Self::Check { .. } => Phase::Filesystem,
+            | Self::Check { .. }
+            | Self::GrowFilesystem { .. } => Phase::Filesystem,
             Self::Mount { .. } => Phase::Mount,
             Self::Complete { .. } => Phase::Complete,
-            Self::Unmount { .. } | Self::RemoveDirectory { .. } => Phase::Unmount,
+            Self::GiveUp { .. } | Self::Cut { .. } => Phase::Cut,
+            Self::Unmount { .. } | Self::UnmountLazily { .. } | Self::RemoveDirectory { .. } => {
+                Phase::Unmount
+            }
             Self::RemoveMap { .. } => Phase::RemoveMap,
             Self::DeleteDevices { .. } => Phase::DeleteDevices,
             Self::LogOut { .. } | Self::Release { .. } => Phase::LogOut,
@@ -249,7 +289,26 @@ impl Step {
                 | Self::AddMap { .. }
                 | Self::RemoveMap { .. }
                 | Self::DeleteDevices { .. }
+                | Self::Cut { .. }
                 | Self::LogOut { .. }
+        )
+    }
+
+    /// Whether it changes no session, device or mount of the node: it reads, or is for Cinder, the ledger
+    /// or a directory alone.
+    pub const fn leaves_the_node(&self) -> bool {
+        matches!(
+            self,
+            Self::Reserve { .. }
+                | Self::Update { .. }
+                | Self::RecordPaths { .. }
+                | Self::RecordIdentity { .. }
+                | Self::Probe { .. }
+                | Self::Complete { .. }
+                | Self::RemoveDirectory { .. }
+                | Self::Release { .. }
+                | Self::DeleteAttachment { .. }
+                | Self::Forget { .. }
         )
     }
 
@@ -261,6 +320,7 @@ impl Step {
             Self::LogIn { .. }
                 | Self::Scan { .. }
                 | Self::PurgeStale { .. }
+                | Self::Cut { .. }
                 | Self::DeleteDevices { .. }
                 | Self::LogOut { .. }
                 | Self::Release { .. }
@@ -327,8 +387,32 @@ impl fmt::Display for Step {
                 let how = if *read_only { " read-only" } else { "" };
                 write!(f, "mount {device} on {}{how}", target.display())
             }
+            Self::ResizeMap { name, size_bytes, .. } => {
+                write!(f, "resize map {name} to the {size_bytes} bytes of its disks")
+            }
+            Self::GrowFilesystem { device, filesystem, target, .. } => {
+                write!(f, "have {filesystem} on {} fill {device}", target.display())
+            }
             Self::Complete { attachment } => write!(f, "complete attachment {attachment}"),
+            Self::GiveUp { volume } => {
+                write!(f, "give up what was not written to volume {volume}")
+            }
+            Self::Cut { maps, devices } => {
+                let maps: Vec<&String> = maps.iter().map(|(_, name)| name).collect();
+                f.write_str("let nothing reach the volume any more:")?;
+                if !maps.is_empty() {
+                    write!(f, " stop queueing of map {}", List(&maps))?;
+                }
+                if !devices.is_empty() {
+                    let and = if maps.is_empty() { "" } else { ", and" };
+                    write!(f, "{and} delete {} without a flush", List(&addressed(devices)))?;
+                }
+                Ok(())
+            }
             Self::Unmount { target } => write!(f, "unmount {}", target.display()),
+            Self::UnmountLazily { target } => {
+                write!(f, "take the mount {} out of sight", target.display())
+            }
             Self::RemoveDirectory { target } => {
                 write!(f, "remove the directory {}", target.display())
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use reqwest::{
     StatusCode,
-    header::{HeaderMap, HeaderName, LOCATION, RETRY_AFTER},
+    header::{DATE, HeaderMap, HeaderName, LOCATION, RETRY_AFTER},
 };
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
@@ -50,6 +50,11 @@ impl Answer {
 
     pub(super) fn request_id(&self) -> Option<&str> {
         self.header(&REQUEST_ID_HEADER).or_else(|| self.header(&COMPUTE_REQUEST_ID_HEADER))
+    }
+
+    /// Cinder's clock, or its proxy's.
+    pub(super) fn date(&self) -> Option<&str> {
+        self.header(&DATE)
     }
 
     /// Only as seconds; Cinder sends no dates.

@@ -316,6 +316,10 @@ impl BlockStorage for Client {
         self.create(volume, instance, mode).await
     }
 
+    async fn is_service(&self) -> Result<bool, CinderError> {
+        self.is_service().await
+    }
+
     async fn update(
         &self,
         id: AttachmentId,

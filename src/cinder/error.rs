@@ -215,7 +215,6 @@ impl CinderError {
         match self {
             Self::Configuration { .. }
             | Self::Http(_)
-            | Self::Forbidden(_)
             | Self::TooOld { .. } => Retry::OnChange,
             Self::Keystone(error) => error.retry(),
             Self::NotFound(answered) => match answered.operation {
@@ -234,8 +233,9 @@ impl CinderError {
             Self::Unreachable { .. }
             | Self::Disconnected { .. }
             | Self::TimedOut { .. }
-            // Tokens and credentials are renewed.
+            // Tokens and credentials are renewed, roles given.
             | Self::Unauthorized(_)
+            | Self::Forbidden(_)
             | Self::Refused(_)
             | Self::Conflict(_)
             | Self::HeldByNova { .. }

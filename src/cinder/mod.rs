@@ -116,6 +116,10 @@ pub trait BlockStorage: Send + Sync {
         mode: AccessMode,
     ) -> impl Future<Output = Result<Attachment, CinderError>> + Send;
 
+    /// Whether our user holds the role `service`. Only then an attachment may carry an instance that Nova
+    /// doesn't know: Cinder asks Nova before it deletes one, unless a service does (CVE-2023-2088).
+    fn is_service(&self) -> impl Future<Output = Result<bool, CinderError>> + Send;
+
     /// Gives an attachment the connector and gets the connection info. May be repeated.
     fn update(
         &self,
@@ -140,4 +144,17 @@ pub trait BlockStorage: Send + Sync {
 
     /// Deletes an attachment; one that is gone already is a success.
     fn delete(&self, id: AttachmentId) -> impl Future<Output = Result<(), CinderError>> + Send;
+}
+
+/// What an answer to `GET /attachments/ID` says, for [`testing`](crate::testing).
+#[cfg(any(test, feature = "testing"))]
+pub(crate) fn attachment_of(
+    id: crate::model::AttachmentId,
+    status: reqwest::StatusCode,
+    body: Vec<u8>,
+) -> Result<Attachment, CinderError> {
+    let headers = reqwest::header::HeaderMap::new();
+    let received = crate::http::Received { status, headers, body: Some(body) };
+    let answer = answer::Answer::new(Operation::Show(id), None, received).success()?;
+    answer.json::<wire::AttachmentAnswer>().map(Attachment::from)
 }

@@ -265,12 +265,12 @@ impl Transport {
                 Err(error)
             }
         };
-        let (answered, request_id) = match &outcome {
-            Ok(answer) => (Ok(answer.status.as_u16()), answer.request_id()),
-            Err(error) => (Err(error.reason()), error.request_id()),
+        let (answered, request_id, date) = match &outcome {
+            Ok(answer) => (Ok(answer.status.as_u16()), answer.request_id(), answer.date()),
+            Err(error) => (Err(error.reason()), error.request_id(), None),
         };
         let (method, path) = (method.as_str(), path.as_str());
-        self.http.heard(&Heard { method, path, outcome: answered, request_id, took });
+        self.http.heard(&Heard { method, path, outcome: answered, request_id, date, took });
         outcome
     }
 }

@@ -8,7 +8,10 @@ use super::{
     Attachment, AttachmentStatus, AttachmentSummary, ConnectorRef, Microversion, NewAttachment,
     Volume, VolumeUse, microversion::Offer,
 };
-use crate::model::{AccessMode, AttachmentId, Secret, VolumeId};
+use crate::{
+    http::one_line,
+    model::{AccessMode, AttachmentId, Secret, VolumeId},
+};
 
 /// What is sent.
 #[derive(Clone, Copy)]
@@ -116,8 +119,8 @@ impl From<VolumeAnswer> for Volume {
     fn from(VolumeAnswer { volume }: VolumeAnswer) -> Self {
         Self {
             id: volume.id,
-            name: volume.name.unwrap_or_default(),
-            status: volume.status,
+            name: one_line(&volume.name.unwrap_or_default()),
+            status: one_line(&volume.status),
             size_gib: volume.size,
             multiattach: volume.multiattach,
             attachments: volume.attachments.into_iter().map(VolumeUse::from).collect(),
@@ -174,7 +177,10 @@ impl From<WireSummary> for AttachmentSummary {
         Self {
             id: wire.id,
             volume_id: wire.volume_id,
-            status: wire.status,
+            status: match wire.status {
+                AttachmentStatus::Other(name) => AttachmentStatus::Other(one_line(&name)),
+                known => known,
+            },
             instance: said(wire.instance),
         }
     }
@@ -193,9 +199,9 @@ impl From<WireAttachment> for Attachment {
     }
 }
 
-/// Cinder writes "" for what isn't there.
+/// Cinder writes "" for what isn't there. What is there ends up in messages: one bounded line.
 fn said(text: Option<String>) -> Option<String> {
-    text.filter(|text| !text.is_empty())
+    text.map(|text| one_line(&text)).filter(|text| !text.is_empty())
 }
 
 #[derive(Deserialize)]
@@ -307,5 +313,24 @@ mod tests {
             assert_eq!(status, expected);
             assert_eq!(status.name(), text);
         }
+    }
+
+    #[test]
+    fn words_of_a_hostile_cinder_are_bounded_and_can_not_drive_a_terminal() {
+        let bad = format!("in-use\u{1b}[2J\nReady {}", "x".repeat(1_000_000));
+        let id = "7a29c609-53cc-4134-830f-6d08a0b9da91";
+        let volume: VolumeAnswer = serde_json::from_value(json!({"volume": {
+            "id": id, "name": bad, "status": bad, "size": u64::MAX,
+            "attachments": [{"attachment_id": id, "host_name": bad, "server_id": bad}]
+        }}))
+        .unwrap();
+        let volume = Volume::from(volume);
+        let attachment: AttachmentAnswer = serde_json::from_value(json!({"attachment": {
+            "id": id, "volume_id": id, "status": bad, "instance": bad, "attach_mode": bad,
+            "attached_at": bad, "connection_info": {"auth_password": bad}
+        }}))
+        .unwrap();
+        let shown = format!("{volume:?} {:?}", Attachment::from(attachment));
+        assert!(shown.len() < 8000 && !shown.contains("\\u{1b}"), "{} bytes", shown.len());
     }
 }

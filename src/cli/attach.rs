@@ -9,7 +9,10 @@ use crate::{
     attach::{Attached, Origin},
     config::Options,
     crd::is_plain_absolute,
-    model::{AccessMode, AttachSpec, Filesystem, FormatPolicy, MultipathPolicy, Usage, VolumeId},
+    model::{
+        AccessMode, AttachSpec, Filesystem, FormatPolicy, MultipathPolicy, Usage, VolumeId,
+        mount_option_flaw,
+    },
 };
 
 #[derive(Debug, Args)]
@@ -73,8 +76,14 @@ impl SpecArgs {
             let mount_path = self.mount.clone().unwrap_or_else(default);
             if !is_plain_absolute(&mount_path) {
                 return Err(Failure::Usage(format!(
-                    "--mount {}: must be an absolute path without . and ..",
-                    mount_path.display()
+                    "--mount {:?}: must be an absolute path without ., .. and control characters",
+                    mount_path.to_string_lossy()
+                )));
+            }
+            let flaw = |option: &String| Some((option.clone(), mount_option_flaw(option)?));
+            if let Some((option, why)) = self.mount_options.iter().find_map(flaw) {
+                return Err(Failure::Usage(format!(
+                    "--mount-options: {option:?} can't be asked for: {why}"
                 )));
             }
             Usage::Filesystem {
@@ -109,7 +118,7 @@ impl Attach {
     }
 }
 
-fn as_json(attached: &Attached) -> serde_json::Value {
+pub(super) fn as_json(attached: &Attached) -> serde_json::Value {
     let paths: Vec<serde_json::Value> = attached
         .paths
         .iter()
@@ -120,10 +129,12 @@ fn as_json(attached: &Attached) -> serde_json::Value {
                 "lun": path.lun,
                 "hctl": path.disk.as_ref().map(|(hctl, _)| hctl),
                 "device": path.disk.as_ref().map(|(_, name)| name),
-                "state": path.state,
+                "state": path.state.to_string(),
             })
         })
         .collect();
+    let trouble = attached.trouble.iter().map(ToString::to_string);
+    let warnings: Vec<String> = trouble.chain(attached.warnings.iter().cloned()).collect();
     json!({
         "volumeID": attached.volume,
         "attachmentID": attached.attachment,
@@ -132,7 +143,7 @@ fn as_json(attached: &Attached) -> serde_json::Value {
         "sizeBytes": attached.size_bytes,
         "mountPath": attached.mount_path,
         "paths": paths,
-        "warnings": attached.warnings,
+        "warnings": warnings,
         "changed": attached.changed,
     })
 }
@@ -156,6 +167,7 @@ fn as_text(attached: &Attached) -> String {
             path.disk.as_ref().map_or(String::new(), |(hctl, name)| format!("{name} ({hctl}) "));
         lines.push(format!("path        {disk}{} LUN {}: {}", path.target, path.lun, path.state));
     }
+    lines.extend(attached.trouble.iter().map(|trouble| format!("warning     {trouble}")));
     lines.extend(attached.warnings.iter().map(|warning| format!("warning     {warning}")));
     lines.join("\n")
 }

@@ -9,8 +9,9 @@ use super::exit::Failure;
 use crate::{
     attach::{Engine, EngineConfig, Ledger},
     cinder::{BlockStorage, Client, ClientConfig},
-    cloud::{Cloud, Places},
+    cloud::{Cloud, CloudError, Places},
     config::Options,
+    doctor::Node,
     host::{AddressSource, HostNamespaces, LinuxConfig, LinuxHost, exec::RealExecutor},
     keystone::SessionConfig,
     metrics::{Measured, Metrics},
@@ -35,12 +36,50 @@ pub(super) fn client(options: &Options) -> Result<Client, Failure> {
     client_of(options, cloud(options)?)
 }
 
+/// The secrets that the settings and files of the cloud hold, to be looked for where none may be.
+pub(super) fn secrets(options: &Options) -> Vec<String> {
+    cloud(options).map(|cloud| cloud.secrets()).unwrap_or_default()
+}
+
+/// The same for one look: it is asked once, and not waited for long.
+pub(super) fn client_for_a_look(options: &Options, limit: Duration) -> Result<Client, Failure> {
+    let config = ClientConfig {
+        connect_timeout: limit,
+        request_timeout: limit,
+        tries: 1,
+        ..ClientConfig::default()
+    };
+    client_with(options, cloud(options)?, config)
+}
+
+/// The Cinder of the cloud that was asked for, where one is named and can be used: what is on the node is
+/// worth showing without it.
+pub(super) fn client_if_any(options: &Options) -> Option<Client> {
+    match client(options) {
+        Ok(client) => Some(client),
+        Err(Failure::Cloud(CloudError::Unsaid { .. })) => None,
+        Err(failure) => {
+            tracing::warn!("Cinder is not asked: {failure}");
+            None
+        }
+    }
+}
+
 fn client_of(options: &Options, cloud: Cloud) -> Result<Client, Failure> {
     let (request_timeout, export_timeout) = options.cinder_timeouts();
-    let tls = cloud.tls.clone();
-    let session = SessionConfig { request_timeout, ..SessionConfig::default() };
+    let config = ClientConfig { request_timeout, export_timeout, ..ClientConfig::default() };
+    client_with(options, cloud, config)
+}
+
+fn client_with(
+    options: &Options,
+    cloud: Cloud,
+    mut config: ClientConfig,
+) -> Result<Client, Failure> {
+    config.tls = cloud.tls.clone();
+    let session =
+        SessionConfig { request_timeout: config.request_timeout, ..SessionConfig::default() };
     let auth = cloud.auth(&session, Some(Cloud::reload(&options.cloud)))?;
-    let config = ClientConfig { request_timeout, export_timeout, tls, ..ClientConfig::default() };
     Ok(Client::new(auth, config)?)
 }
 
@@ -67,21 +106,38 @@ fn address(options: &Options, cloud: Option<&Cloud>) -> Result<AddressSource, Fa
     }
 }
 
-fn linux(options: &Options, address: AddressSource) -> Result<LinuxHost, Failure> {
-    let Some(host) = HostNamespaces::of(&options.host_root)? else {
-        let mut config = LinuxConfig::here(address, options.roots());
-        config.host.clone_from(&options.node_name);
-        return Ok(LinuxHost::new(config, RealExecutor::here()));
+/// Where this node's things are, and how its programs are run.
+fn place(
+    options: &Options,
+    address: AddressSource,
+) -> Result<(LinuxConfig, Option<HostNamespaces>, RealExecutor), Failure> {
+    let namespaces = HostNamespaces::of(&options.host_root)?;
+    let (mut config, exec) = match &namespaces {
+        Some(host) => {
+            (LinuxConfig::in_container(host, address, options.roots()), RealExecutor::on_host(host))
+        }
+        None => (LinuxConfig::here(address, options.roots()), RealExecutor::here()),
     };
+    config.host.clone_from(&options.node_name);
+    Ok((config, namespaces, exec))
+}
+
+fn linux(options: &Options, address: AddressSource) -> Result<LinuxHost, Failure> {
+    let (config, namespaces, exec) = place(options, address)?;
     // A container's host name may be its own.
-    let Some(name) = &options.node_name else {
+    if namespaces.is_some() && config.host.is_none() {
         let what =
             "which node is this? Beside --host-root, give --node-name or set ATTACHD_NODE_NAME";
         return Err(Failure::Usage(what.to_owned()));
-    };
-    let mut config = LinuxConfig::in_container(&host, address, options.roots());
-    config.host = Some(name.clone());
-    Ok(LinuxHost::new(config, RealExecutor::on_host(&host)))
+    }
+    Ok(LinuxHost::new(config, exec))
+}
+
+/// The node as `doctor` looks at it: as far as it can be seen, whatever the cloud's settings say.
+pub(super) fn node(options: &Options) -> Result<Node, Failure> {
+    let address = AddressSource::Fixed(Ipv4Addr::UNSPECIFIED.into());
+    let (config, namespaces, exec) = place(options, address)?;
+    Ok(Node::new(config, namespaces, exec, &options.state_dir))
 }
 
 pub(super) fn host(options: &Options) -> Result<LinuxHost, Failure> {
@@ -127,6 +183,13 @@ pub(super) async fn kubernetes() -> Result<kube::Client, Failure> {
     let mut config = kube::Config::infer().await.map_err(|error| refused(error.to_string()))?;
     config.connect_timeout = Some(KUBERNETES_CONNECT);
     kube::Client::try_from(config).map_err(|error| refused(error.to_string()))
+}
+
+/// The same, where there is one; else why not.
+pub(super) async fn kubernetes_if_any() -> Result<kube::Client, String> {
+    kubernetes().await.map_err(|_| {
+        "there is no cluster: neither a Pod's service account nor KUBECONFIG".to_owned()
+    })
 }
 
 /// Turns true at the first SIGINT or SIGTERM; the second ends the process as signals do.

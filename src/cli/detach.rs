@@ -10,6 +10,12 @@ pub(super) struct Detach {
     #[arg(value_name = "VOLUME")]
     volume: VolumeId,
 
+    /// Give up what can't be written any more, where the volume can't be detached otherwise: no path
+    /// to it is left, or processes don't let go of it. What other volumes, mounts and devices of this
+    /// node need is refused as without it
+    #[arg(long)]
+    force: bool,
+
     /// Say nothing on the way
     #[arg(short, long)]
     quiet: bool,
@@ -21,7 +27,12 @@ impl Detach {
         let stop = context::stop_signal()?;
         let reporter = Reporter::new(self.quiet);
         let report = |progress| reporter.report(progress);
-        let result = engine.detach(self.volume, &Origin::CommandLine, &report, &stop).await;
+        let origin = Origin::CommandLine;
+        let result = if self.force {
+            engine.detach_by_force(self.volume, &origin, &report, &stop).await
+        } else {
+            engine.detach(self.volume, &origin, &report, &stop).await
+        };
         reporter.finish();
         let changed = result?;
         let value = json!({"volumeID": self.volume, "changed": changed});

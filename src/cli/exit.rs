@@ -4,9 +4,10 @@ use std::{io, process::ExitCode};
 
 use super::output;
 use crate::{
-    attach::{AttachError, LedgerError},
+    attach::{AttachError, LedgerError, Refusal, orphans::LookError},
     cinder::CinderError,
     cloud::CloudError,
+    doctor::Verdict,
     host::HostError,
 };
 
@@ -21,6 +22,10 @@ Exit codes:
     5  the node failed: a device, a session, a map, a mount
     6  something is left half done and is in the ledger; attachd detach VOLUME goes on from there
     7  the ledger can't be used, or another attachd works on the volume
+    8  inspect, orphans: something doesn't fit, is left or could not be told; the output says what
+   10  doctor: warnings
+   11  doctor: something could not be seen
+   12  doctor: something failed
   130  stopped by a signal; what was begun was taken back or is in the ledger";
 
 /// Why a command failed.
@@ -46,8 +51,23 @@ pub(super) enum Failure {
     Unsettled(String),
     #[error("{0}")]
     Other(String),
+    /// What was looked at is printed, and not well.
+    #[error("{}", .0.name())]
+    Found(Verdict),
+    /// What was printed says it all.
+    #[error("something doesn't fit")]
+    Unfit,
     #[error("could not write the result")]
     Write(#[from] io::Error),
+}
+
+impl From<LookError> for Failure {
+    fn from(error: LookError) -> Self {
+        match error {
+            LookError::Ledger(error) => Self::Ledger(error),
+            LookError::Host(error) => Self::Host(error),
+        }
+    }
 }
 
 impl From<AttachError> for Failure {
@@ -64,7 +84,12 @@ impl Failure {
             Self::Cinder(_) | Self::Unsettled(_) => 4,
             Self::Host(_) => 5,
             Self::Ledger(_) => 7,
+            Self::Unfit => 8,
             Self::Cloud(_) | Self::Usage(_) => 2,
+            Self::Found(Verdict::Warning) => 10,
+            Self::Found(Verdict::Unknown) => 11,
+            Self::Found(Verdict::Failed) => 12,
+            Self::Found(Verdict::Ok | Verdict::LeftOut) => 0,
             Self::Other(_) | Self::Write(_) => 1,
         }
     }
@@ -79,6 +104,8 @@ impl Failure {
             Self::Usage(_)
             | Self::Refused(_)
             | Self::Unsettled(_)
+            | Self::Found(_)
+            | Self::Unfit
             | Self::Other(_)
             | Self::Write(_) => None,
         }
@@ -86,10 +113,12 @@ impl Failure {
 
     /// Prints the error and its causes, and gives the exit code. A reader that went away is no failure.
     pub(super) fn report(&self) -> ExitCode {
-        if let Self::Write(error) = self
-            && error.kind() == io::ErrorKind::BrokenPipe
-        {
-            return ExitCode::SUCCESS;
+        match self {
+            Self::Write(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                return ExitCode::SUCCESS;
+            }
+            Self::Found(_) | Self::Unfit => return ExitCode::from(self.code()),
+            _ => {}
         }
         match self.reason() {
             Some(reason) => output::say(&format!("attachd: {self} [{reason}]")),
@@ -106,12 +135,12 @@ impl Failure {
 
 fn code_of(error: &AttachError) -> u8 {
     match error {
+        AttachError::Refused(Refusal::StillHeld { .. }) | AttachError::NotRolledBack { .. } => 6,
         AttachError::Refused(_)
         | AttachError::Connection { .. }
         | AttachError::OwnedByOther { .. } => 3,
         AttachError::Cinder { .. } => 4,
         AttachError::Host { .. } => 5,
-        AttachError::NotRolledBack { .. } => 6,
         AttachError::Ledger(_) => 7,
         AttachError::Stopped { .. } => 130,
         AttachError::NoProgress { .. } => 1,

@@ -30,7 +30,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// Where a daemon answers probes and scrapes.
 #[derive(Debug, Args)]
 pub(super) struct Listen {
-    /// Answer /livez, /readyz and /metrics over HTTP here; off by default
+    /// Answer /livez, /readyz and, of `run`, /metrics over HTTP here; off by default
     #[arg(long, env = "ATTACHD_LISTEN", value_name = "IP:PORT")]
     listen: Option<SocketAddr>,
 }
@@ -52,6 +52,17 @@ impl Listen {
         liveness: Liveness,
         stop: watch::Receiver<bool>,
     ) -> Result<Listening, Failure> {
+        let scrape = Some(Scrape::new(metrics.clone(), Arc::clone(engine)));
+        let endpoints = Endpoints { liveness, readiness: readiness.clone(), scrape };
+        let mut listening = self.answer(endpoints).await?;
+        if self.listen.is_some() {
+            listening.tasks.spawn(check(Arc::clone(engine), readiness.clone(), stop));
+        }
+        Ok(listening)
+    }
+
+    /// Answers if an address was given.
+    pub(super) async fn answer(&self, endpoints: Endpoints) -> Result<Listening, Failure> {
         let (end, ended) = oneshot::channel::<()>();
         let mut tasks = JoinSet::new();
         if let Some(address) = self.listen {
@@ -60,13 +71,10 @@ impl Listen {
                     "can't listen on {address}: {error}; give --listen an address of this node with a free port"
                 ))
             })?;
-            tracing::info!(%address, "answering /livez, /readyz and /metrics");
-            let scrape = Scrape::new(metrics.clone(), Arc::clone(engine));
-            let endpoints = Endpoints { liveness, readiness: readiness.clone(), scrape };
+            tracing::info!(%address, "answering over HTTP");
             tasks.spawn(server.serve(endpoints, async {
                 let _ = ended.await;
             }));
-            tasks.spawn(check(Arc::clone(engine), readiness.clone(), stop));
         }
         Ok(Listening { tasks, end })
     }

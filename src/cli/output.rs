@@ -20,6 +20,44 @@ pub enum Format {
     Value,
 }
 
+/// What a terminal shows in a line at least.
+const COLUMNS: usize = 80;
+
+/// Text in lines that fit, broken at blanks: `first` before the first one, as many blanks or `rest` before
+/// the others. A word that is longer than a line stays whole, to be copied.
+pub(super) fn wrapped(first: &str, rest: &str, text: &str) -> String {
+    let mut lines = vec![first.to_owned()];
+    let mut is_bare = true;
+    for word in text.split(' ').filter(|word| !word.is_empty()) {
+        let Some(line) = lines.last_mut() else { break };
+        let width = line.chars().count() + usize::from(!is_bare) + word.chars().count();
+        if !is_bare && width > COLUMNS {
+            lines.push(format!("{rest}{word}"));
+        } else {
+            if !is_bare {
+                line.push(' ');
+            }
+            line.push_str(word);
+            is_bare = false;
+        }
+    }
+    lines.join("\n")
+}
+
+/// Writes text to stdout, lines that say that something is wrong (`! …`) in colour on a terminal that has it.
+pub(super) fn write_marked(text: &str) -> io::Result<()> {
+    if anstream::AutoStream::choice(&io::stdout()) == anstream::ColorChoice::Never {
+        return write(text);
+    }
+    let marked = text.lines().map(|line| match line.split_once("! ") {
+        Some((before, what)) if before.chars().all(|c| " │├└─".contains(c)) => {
+            format!("{before}\u{1b}[31m! {what}\u{1b}[0m")
+        }
+        _ => line.to_owned(),
+    });
+    write(&marked.collect::<Vec<_>>().join("\n"))
+}
+
 /// Writes text to stdout. `println!` panics where the reader has gone.
 pub(super) fn write(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
@@ -34,6 +72,22 @@ pub(super) fn write(text: &str) -> io::Result<()> {
 pub(super) fn say(line: &str) {
     // There is nobody left to tell that it failed.
     let _ = writeln!(anstream::stderr().lock(), "{line}");
+}
+
+/// As [`print()`], where the table has colours: they go where no terminal is.
+pub(super) fn print_styled(
+    format: Format,
+    value: &impl Serialize,
+    table: impl FnOnce() -> String,
+) -> io::Result<()> {
+    match format {
+        Format::Table | Format::Wide => {
+            let mut stdout = anstream::stdout().lock();
+            writeln!(stdout, "{}", table())?;
+            stdout.flush()
+        }
+        Format::Json | Format::Yaml | Format::Value => print(format, value, table),
+    }
 }
 
 /// Writes a value as JSON or YAML, or `table` for people.
@@ -100,4 +154,23 @@ pub(super) fn size(bytes: u64) -> String {
         unit += 1;
     }
     format!("{scaled} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_broken_at_blanks_and_long_words_stay_whole() {
+        let iqn = "iqn.2010-10.org.openstack:volume-4c2b2d6e-8c60-4f0b-9a6e-000000000000";
+        let text = format!("to {iqn}{iqn} at 10.0.2.2:3260 and more");
+        let lines = wrapped("- ", "  ", &text);
+        let lines: Vec<&str> = lines.lines().collect();
+        assert_eq!(lines[0], "- to");
+        assert_eq!(lines[1], format!("  {iqn}{iqn}"));
+        assert_eq!(lines[2], "  at 10.0.2.2:3260 and more");
+        assert_eq!(wrapped("- ", "  ", ""), "- ");
+        let sentence = "word ".repeat(40);
+        assert!(wrapped("│  ├─ ", "│  │  ", &sentence).lines().all(|l| l.chars().count() <= 80));
+    }
 }

@@ -23,6 +23,10 @@ enum What {
         /// The Cinder volume's id
         #[arg(value_name = "VOLUME")]
         volume: VolumeId,
+
+        /// As `attachd detach --force`
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -34,7 +38,7 @@ impl PlanCommand {
                 let volume = spec.volume;
                 (Desired::Attached(spec), volume)
             }
-            What::Detach { volume } => (Desired::Detached, *volume),
+            What::Detach { volume, force } => (Desired::Detached { force: *force }, *volume),
         };
         let engine = context::engine(options)?;
         let plan = engine.plan(&desired, volume).await?;

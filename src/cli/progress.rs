@@ -28,7 +28,8 @@ impl Reporter {
     }
 
     pub(super) fn report(&self, progress: Progress) {
-        if self.quiet {
+        // That data is lost is said in any case.
+        if self.quiet && !matches!(progress, Progress::GivenUp { .. }) {
             return;
         }
         match progress {
@@ -41,6 +42,9 @@ impl Reporter {
             Progress::Done { what, took, .. } => self.line(&format!("✓ {what}  {}", seconds(took))),
             Progress::Failed { what, took, .. } => {
                 self.line(&format!("✗ {what}  {}", seconds(took)));
+            }
+            Progress::GivenUp { why } => {
+                self.line(&format!("! what was not written to the volume is given up: {why}"));
             }
             Progress::Warning { what } => self.line(&format!("! {what}")),
         }
@@ -55,7 +59,7 @@ impl Reporter {
         }
     }
 
-    fn line(&self, text: &str) {
+    pub(super) fn line(&self, text: &str) {
         match &self.spinner {
             Some(bar) => {
                 bar.lock().unwrap_or_else(PoisonError::into_inner).suspend(|| output::say(text));

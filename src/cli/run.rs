@@ -1,6 +1,6 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use tokio::sync::Semaphore;
 
 use super::{
@@ -14,7 +14,7 @@ use crate::{
     health::{Liveness, Readiness, Vitals},
     host::Host as _,
     metrics::Metrics,
-    requests::BEAT,
+    requests::{BEAT, Lookout},
     requests_dir::{self, RequestsDir, RequestsDirConfig, RequestsDirError},
 };
 
@@ -45,8 +45,19 @@ pub(super) struct Run {
     )]
     concurrency: usize,
 
+    /// Whether sessions, disks, maps and mounts of attached volumes that went away are brought back; what
+    /// went away is told in either case
+    #[arg(long, env = "ATTACHD_HEAL", value_name = "WHETHER", default_value = "on")]
+    heal: Heal,
+
     #[command(flatten)]
     listen: Listen,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Heal {
+    On,
+    Off,
 }
 
 impl Run {
@@ -69,6 +80,9 @@ impl Run {
             heartbeat: liveness.heartbeat(name, STANDSTILL),
         };
         let permits = Arc::new(Semaphore::new(self.concurrency));
+        let heal = self.heal == Heal::On;
+        let lookout =
+            Lookout::start(Arc::clone(&engine), liveness.heartbeat("lookout", STANDSTILL));
         let mut controller = None;
         if self.kubernetes {
             let client = context::kubernetes().await?;
@@ -76,6 +90,8 @@ impl Run {
                 node_name: node_name.clone(),
                 mounts_dir: options.mounts_dir(),
                 longest_pause: LONGEST_PAUSE,
+                lookout: lookout.clone(),
+                heal,
             };
             let (engine, permits) = (Arc::clone(&engine), Arc::clone(&permits));
             controller =
@@ -87,6 +103,8 @@ impl Run {
                 node_name,
                 mounts_dir: options.mounts_dir(),
                 longest_pause: LONGEST_PAUSE,
+                lookout,
+                heal,
             };
             RequestsDir::new(Arc::clone(&engine), permits, config, vitals(requests_dir::CHECK))
         });

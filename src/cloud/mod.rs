@@ -84,6 +84,17 @@ impl Cloud {
         resolve::resolve(&layers::layers(settings, places)?)
     }
 
+    /// What must be found nowhere else.
+    pub(crate) fn secrets(&self) -> Vec<String> {
+        let secret = match &self.identity {
+            Identity::Standalone { password, .. } => {
+                password.as_ref().map(|it| it.expose().as_str())
+            }
+            Identity::Keystone(credentials) => Some(credentials.secret()),
+        };
+        secret.into_iter().map(ToOwned::to_owned).collect()
+    }
+
     /// An address of the cloud that is known before it is asked: Cinder's, else Keystone's.
     pub fn address(&self) -> Option<Url> {
         let endpoint = match &self.identity {
@@ -96,4 +107,20 @@ impl Cloud {
             (None, Identity::Standalone { .. }) => None,
         }
     }
+}
+
+/// How deep a `clouds.yaml` that can be read goes, for [`testing`](crate::testing).
+#[cfg(any(test, feature = "testing"))]
+pub(crate) fn depth(text: &str) -> Result<usize, CloudError> {
+    fn of(node: &document::Node) -> usize {
+        1 + match &node.kind {
+            document::Kind::Nothing | document::Kind::Text(_) => 0,
+            document::Kind::List(items) => items.iter().map(of).max().unwrap_or_default(),
+            document::Kind::Map(entries) => {
+                entries.iter().map(|(_, _, value)| of(value)).max().unwrap_or_default()
+            }
+        }
+    }
+    let path = std::path::Path::new("clouds.yaml");
+    document::Document::parse(path, text).map(|document| of(&document.root))
 }

@@ -256,7 +256,10 @@ fn object<K: Resource<DynamicType = ()>>(of: &Identity, with: Value) -> Value {
     body
 }
 
-async fn call<T>(what: &str, call: impl Future<Output = kube::Result<T>>) -> Result<T, Refused> {
+pub(super) async fn call<T>(
+    what: &str,
+    call: impl Future<Output = kube::Result<T>>,
+) -> Result<T, Refused> {
     finish(what, timeout(CALL_LIMIT, call).await)
 }
 

@@ -7,9 +7,12 @@
 //! ```
 //!
 //! Only a request that is being deleted is detached, never one that merely isn't there any more: a
-//! restored etcd, a lost finalizer or a deleted CRD must not pull a volume from under a workload.
+//! restored etcd, a lost finalizer or a deleted CRD must not pull a volume from under a workload. But
+//! what Cinder has no attachment for any more (the node was off, and was evacuated) is not this
+//! node's: it goes, before anything new is attached.
 
 mod api;
+mod evacuation;
 mod node_connector;
 mod subject;
 
@@ -23,7 +26,7 @@ use kube::{
 };
 use tokio::{
     sync::{Semaphore, watch},
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use crate::{
@@ -33,8 +36,10 @@ use crate::{
     health::Vitals,
     host::Host,
     model::Retry,
-    requests::{BEAT, Refused, Wanted, Workers},
+    requests::{BEAT, Lookout, Refused, Wanted, Workers},
 };
+pub use evacuation::{Evacuation, OUT_OF_SERVICE};
+
 use api::Cluster;
 use node_connector::NodeConnectors;
 use subject::ClusterRequest;
@@ -63,6 +68,10 @@ pub struct ControllerConfig {
     pub mounts_dir: PathBuf,
     /// The longest pause between two tries of one request.
     pub longest_pause: Duration,
+    /// Who looks at the node, for all sources of requests.
+    pub lookout: Lookout,
+    /// What is missing of attached volumes is brought back.
+    pub heal: bool,
 }
 
 /// Serves the cluster's requests for this node.
@@ -86,7 +95,9 @@ impl<H: Host + 'static, C: BlockStorage + 'static> Controller<H, C> {
         vitals: Vitals,
     ) -> Self {
         let metrics = vitals.metrics.clone();
-        let workers = Workers::new(Arc::clone(&engine), permits, metrics, config.longest_pause);
+        let (pause, lookout) = (config.longest_pause, config.lookout.clone());
+        let workers =
+            Workers::new(Arc::clone(&engine), permits, metrics, pause, lookout, config.heal);
         let cluster = Arc::new(Cluster::new(client, &config.node_name));
         Self { engine, config, vitals, cluster, workers }
     }
@@ -140,6 +151,8 @@ impl<H: Host + 'static, C: BlockStorage + 'static> Controller<H, C> {
         let own = format!("spec.nodeName={}", self.config.node_name);
         let mut events = watcher(requests, selected(&own)).default_backoff().boxed();
         let mut listed = BTreeSet::new();
+        // Until the first list is complete, and what was taken away meanwhile is off this node.
+        let mut waiting = Some(Vec::new());
         // A watch that goes on after an error says nothing until something changes.
         let mut pause = BEAT;
         loop {
@@ -163,18 +176,44 @@ impl<H: Host + 'static, C: BlockStorage + 'static> Controller<H, C> {
                 .map_err(|error| format!("can't watch the requests: {}", api::chain(error)));
             self.vitals.readiness.set(CHECK, served);
             match event {
-                Ok(Some(watcher::Event::Init)) => listed.clear(),
+                Ok(Some(watcher::Event::Init)) => {
+                    listed.clear();
+                    waiting.iter_mut().for_each(Vec::clear);
+                }
                 Ok(Some(watcher::Event::InitApply(request))) => {
                     listed.insert(request.name_any());
-                    self.serve_one(request);
+                    match &mut waiting {
+                        Some(waiting) => waiting.push(request),
+                        None => self.serve_one(request),
+                    }
                 }
-                Ok(Some(watcher::Event::InitDone)) => self.keep_vanished(&listed).await,
+                Ok(Some(watcher::Event::InitDone)) => {
+                    self.see_to_vanished(&listed).await;
+                    if let Some(waiting) = waiting.take() {
+                        tokio::select! {
+                            () = stopped(&mut stop) => return,
+                            () = self.cleared() => {}
+                        }
+                        for request in waiting {
+                            self.serve_one(request);
+                        }
+                    }
+                }
                 Ok(Some(watcher::Event::Apply(request))) => self.serve_one(request),
                 Ok(Some(watcher::Event::Delete(request))) => self.vanished(&request.name_any()),
                 Ok(None) => return,
                 // The stream waits, longer each time, and goes on by itself; readiness has told why.
                 Err(_) => {}
             }
+        }
+    }
+
+    /// Waits until the volumes of requests that are gone were seen to.
+    async fn cleared(&mut self) {
+        while !self.workers.is_idle() {
+            self.vitals.heartbeat.beat();
+            // Which worker ended doesn't matter here.
+            let _ = timeout(BEAT, self.workers.ended()).await;
         }
     }
 
@@ -185,61 +224,54 @@ impl<H: Host + 'static, C: BlockStorage + 'static> Controller<H, C> {
         if request.meta().deletion_timestamp.is_some() {
             // Without it, somebody took it off to have the object go without a detach.
             let held = subject::is_held(&request);
-            let wanted = if held { Wanted::Detached { subject } } else { Wanted::Kept };
+            let force = request.0.as_ref().is_ok_and(|request| request.spec.force_detach);
+            let wanted = if held { Wanted::Detached { subject, force } } else { Wanted::Kept };
             self.workers.want(&name, wanted);
             return;
         }
-        if subject.lost_hold(&request) {
+        if subject.lost_hold(&request) | subject.was_taken_for_dead(&request) {
             self.workers.written_over(&name);
         }
         let spec = match request.0 {
             Ok(request) => request
                 .spec
                 .to_attach_spec(&self.config.mounts_dir.join(&name))
+                .map(|spec| (spec, request.spec.size_gib.map(u64::from)))
                 .map_err(|error| invalid(&error)),
             Err(error) => Err(invalid(&error)),
         };
         let wanted = match spec {
-            Ok(spec) => Wanted::Attached { spec: Box::new(spec), subject },
+            Ok((spec, size_gib)) => Wanted::Attached { spec: Box::new(spec), size_gib, subject },
             // What it attached before is kept.
             Err(refused) => Wanted::Told { refused, subject },
         };
         self.workers.want(&name, wanted);
     }
 
-    /// The request is no more. Where it was deleted properly, its worker let it go, and has ended.
+    /// The request is no more. Where its worker let it go, nothing is left to do. Others may have: then
+    /// the worker may be in the middle of a detach, or not have begun it.
     fn vanished(&mut self, name: &str) {
-        self.workers.want(name, Wanted::Kept);
+        let origin = Origin::Cluster(name.to_owned());
+        self.workers.want(name, Wanted::Gone { origin });
     }
 
     /// Requests that went while nobody watched, by whatever way.
-    async fn keep_vanished(&mut self, listed: &BTreeSet<String>) {
-        for name in self.workers.names() {
-            if !listed.contains(&name) {
-                self.vanished(&name);
-            }
-        }
-        let records = match self.engine.ledger().records().await {
-            Ok(records) => records,
-            Err(error) => {
-                tracing::error!("can't read the ledger: {}", api::chain(&error));
-                return;
-            }
-        };
-        for record in records {
-            match record {
-                Ok(record) => {
-                    if let Origin::Cluster(name) = &record.origin
-                        && !listed.contains(name)
-                    {
-                        let volume = record.spec.volume;
-                        tracing::warn!(request = %name, %volume,
-                            "the request is gone without having been deleted, and its volume stays attached: \
-                             create the request again, or run attachd detach {volume} on this node");
+    async fn see_to_vanished(&mut self, listed: &BTreeSet<String>) {
+        let mut names: BTreeSet<String> = self.workers.names().into_iter().collect();
+        match self.engine.ledger().records().await {
+            Ok(records) => {
+                for record in records {
+                    match record.map(|record| record.origin) {
+                        Ok(Origin::Cluster(name)) => drop(names.insert(name)),
+                        Ok(Origin::CommandLine | Origin::RequestsDir(_)) => {}
+                        Err(error) => tracing::error!("{}", api::chain(&error)),
                     }
                 }
-                Err(error) => tracing::error!("{}", api::chain(&error)),
             }
+            Err(error) => tracing::error!("can't read the ledger: {}", api::chain(&error)),
+        }
+        for name in names.difference(listed) {
+            self.vanished(name);
         }
     }
 }

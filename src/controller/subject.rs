@@ -13,7 +13,7 @@ use crate::{
     crd::VolumeAttachRequestStatus,
     model::Retry,
     projection::{self, Standing},
-    requests::{Refused, Subject},
+    requests::{End, Refused, Subject},
 };
 
 /// The first list of connectors may still be on its way, and an API server that has all agents of a
@@ -69,6 +69,19 @@ impl ClusterRequest {
     /// written again.
     pub(super) fn lost_hold(&self, request: &Seen) -> bool {
         !is_held(request) && std::mem::take(&mut self.written().held)
+    }
+
+    /// Somebody took this node for dead, and said so in the status. This agent lives: it is to say its
+    /// own again.
+    pub(super) fn was_taken_for_dead(&self, request: &Seen) -> bool {
+        let status = request.0.as_ref().ok().and_then(|request| request.status.as_ref());
+        let Some(status) = status.filter(|status| projection::is_out_of_service(status)) else {
+            return false;
+        };
+        let mut written = self.written();
+        let news = written.status.as_ref() != Some(status);
+        written.status = Some(status.clone());
+        news
     }
 
     fn written(&self) -> MutexGuard<'_, Written> {
@@ -154,16 +167,25 @@ impl Subject for ClusterRequest {
         Ok(defined)
     }
 
-    async fn release(&self, detached: bool) -> Result<(), Refused> {
-        let (reason, note) = if detached {
-            ("Detached", "nothing of the volume is left on the node")
-        } else {
-            (
-                "Kept",
-                "the volume stays attached: the definition of VolumeAttachRequest is being deleted",
-            )
+    async fn release(&self, end: &End) -> Result<(), Refused> {
+        let (type_, reason, note) = match end {
+            End::Detached => (
+                EventType::Normal,
+                "Detached",
+                "nothing of the volume is left on the node".to_owned(),
+            ),
+            End::GivenUp { why } => {
+                let note = format!(
+                    "nothing of the volume is left on the node; what was not written to it is given up: {why}"
+                );
+                (EventType::Warning, "DetachedByForce", note)
+            }
+            End::Kept => {
+                let note = "the volume stays attached: the definition of VolumeAttachRequest is being deleted";
+                (EventType::Normal, "Kept", note.to_owned())
+            }
         };
-        self.cluster.event(&self.identity, EventType::Normal, "Detach", reason, note).await;
+        self.cluster.event(&self.identity, type_, "Detach", reason, &note).await;
         self.cluster.let_go(&self.identity).await
     }
 }

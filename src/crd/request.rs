@@ -37,7 +37,9 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("has(self.mountPath) == has(oldSelf.mountPath) && has(self.filesystem) == has(oldSelf.filesystem)")
         .message("mountPath and filesystem can be neither added nor removed"),
     validation = Rule::new("has(self.instanceUUID) == has(oldSelf.instanceUUID)")
-        .message("instanceUUID can be neither added nor removed")
+        .message("instanceUUID can be neither added nor removed"),
+    validation = Rule::new("has(self.sizeGiB) || !has(oldSelf.sizeGiB)")
+        .message("sizeGiB can't be removed")
 )]
 pub struct VolumeAttachRequestSpec {
     /// The node that the volume is attached to. Immutable.
@@ -96,6 +98,19 @@ pub struct VolumeAttachRequestSpec {
     ))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("instanceUUID is immutable"))]
     pub instance_uuid: Option<String>,
+
+    /// The size of the volume in GiB after it was extended in Cinder: the agent then grows the device
+    /// and the file system, while they are used, to what Cinder states. Can only grow.
+    #[serde(default, rename = "sizeGiB", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    #[x_kube(validation = Rule::new("self >= oldSelf").message("sizeGiB can only grow"))]
+    pub size_gib: Option<u32>,
+
+    /// What the agent does when the request is deleted and the volume can't be detached otherwise: no
+    /// path to it is left, or processes do not let go of it. With true it gives up what could not be
+    /// written, and only that.
+    #[serde(default)]
+    pub force_detach: bool,
 }
 
 /// Whether the volume may be written.
@@ -193,7 +208,8 @@ pub struct VolumeAttachRequestStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<RequestDevice>,
 
-    /// Reserved, Connected, Mounted and Ready, as Kubernetes means conditions.
+    /// Reserved, Connected, Mounted and Ready, as Kubernetes means conditions, and Resized where a
+    /// size was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

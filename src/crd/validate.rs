@@ -11,6 +11,7 @@ use super::{
 };
 use crate::model::{
     AccessMode, AttachSpec, Filesystem, FormatPolicy, IdError, MultipathPolicy, Usage,
+    mount_option_flaw,
 };
 
 /// A request that can't be served as it is written.
@@ -26,18 +27,20 @@ pub enum InvalidRequest {
         text: String,
     },
     /// `mountPath` is no absolute, plain path.
-    #[error("spec.mountPath: {path:?} is not an absolute path without . and ..")]
+    #[error(
+        "spec.mountPath: {path:?} is not an absolute path without ., .. and control characters"
+    )]
     MountPath {
         /// What stands there.
         path: String,
     },
-    /// A mount option that would be read as several, or as none.
-    #[error(
-        "spec.filesystem.mountOptions: {option:?} must be one option, without commas and spaces"
-    )]
+    /// A mount option that isn't let through.
+    #[error("spec.filesystem.mountOptions: {option:?} can't be asked for: {why}")]
     MountOption {
         /// What stands there.
         option: String,
+        /// Why not.
+        why: &'static str,
     },
     /// Fields that exclude each other.
     #[error("spec.{field} belongs to volumeMode Filesystem, and volumeMode is Block")]
@@ -60,13 +63,26 @@ impl InvalidRequest {
     }
 }
 
-/// Whether a path is absolute and names what it says: no `.`, no `..`.
+/// Longest text of a request that an error quotes.
+const MAX_QUOTED: usize = 200;
+
+/// The longest path that the kernel takes (`PATH_MAX`, with the NUL).
+const MAX_PATH: usize = 4096;
+
+fn quoted(text: &str) -> String {
+    text.chars().take(MAX_QUOTED).collect()
+}
+
+/// Whether a path is absolute and names what it says: no `.`, no `..`, nothing that a table or a
+/// message would show as something else.
 pub fn is_plain_absolute(path: &Path) -> bool {
     let mut components = path.components();
     // `components` drops a `.`, so the text is looked at too.
     components.next() == Some(Component::RootDir)
         && components.all(|part| matches!(part, Component::Normal(_)))
         && !path.as_os_str().as_encoded_bytes().split(|b| *b == b'/').any(|part| part == b".")
+        && !path.to_string_lossy().contains(char::is_control)
+        && path.as_os_str().len() < MAX_PATH
         && path != Path::new("/")
 }
 
@@ -77,7 +93,7 @@ impl VolumeAttachRequestSpec {
     /// The first field that can't be.
     pub fn to_attach_spec(&self, default_mount_path: &Path) -> Result<AttachSpec, InvalidRequest> {
         let instance = self.instance_uuid.as_deref().map(|text| {
-            Uuid::try_parse(text).map_err(|_| InvalidRequest::Instance { text: text.to_owned() })
+            Uuid::try_parse(text).map_err(|_| InvalidRequest::Instance { text: quoted(text) })
         });
         Ok(AttachSpec {
             volume: self.volume_id.parse()?,
@@ -106,15 +122,13 @@ impl VolumeAttachRequestSpec {
         let mount_path = match &self.mount_path {
             None => default_mount_path.to_owned(),
             Some(path) if is_plain_absolute(Path::new(path)) => PathBuf::from(path),
-            Some(path) => return Err(InvalidRequest::MountPath { path: path.clone() }),
+            Some(path) => return Err(InvalidRequest::MountPath { path: quoted(path) }),
         };
         let filesystem = self.filesystem.clone().unwrap_or_default();
-        let compound = |option: &&String| {
-            option.is_empty()
-                || option.contains(|c: char| c == ',' || c.is_whitespace() || c.is_control())
-        };
-        if let Some(option) = filesystem.mount_options.iter().find(compound) {
-            return Err(InvalidRequest::MountOption { option: option.clone() });
+        for option in &filesystem.mount_options {
+            if let Some(why) = mount_option_flaw(option) {
+                return Err(InvalidRequest::MountOption { option: quoted(option), why });
+            }
         }
         Ok(Usage::Filesystem {
             filesystem: match filesystem.type_ {
@@ -133,6 +147,8 @@ impl VolumeAttachRequestSpec {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     const VOLUME: &str = "7a29c609-53cc-4134-830f-6d08a0b9da91";
@@ -193,5 +209,52 @@ mod tests {
             let error = parse(yaml).expect_err(yaml);
             assert!(error.contains(field), "{yaml}: {error}");
         }
+    }
+
+    #[test]
+    fn what_a_hostile_request_could_ask_for_is_refused_and_not_quoted_at_length() {
+        let path = |path: &str| json!({"mountPath": path});
+        let option = |option: &str| json!({"filesystem": {"mountOptions": ["noatime", option]}});
+        for extra in [
+            path("/mnt/../etc"),
+            path("/mnt/./x"),
+            path("/mnt/x\0y"),
+            path("/mnt/x\n/etc"),
+            path("/mnt/x\u{1b}[2J"),
+            path("mnt/x"),
+            path("//"),
+            path(&format!("/mnt/{}", "x/".repeat(1_000_000))),
+            option("nodev,suid"),
+            option("noatime\nsuid"),
+            option("noatime\0"),
+            option(""),
+            option("loop"),
+            option("loop=/dev/loop0"),
+            option("journal_path=/dev/sda1"),
+            option("journal_dev=0x801"),
+            option("logdev=/dev/sda1"),
+            option("rtdev=/dev/sda1"),
+            option("remount"),
+            option("bind"),
+            option("rshared"),
+            json!({"volumeID": "../../etc/passwd"}),
+            json!({"volumeID": "7a29c609-53cc-4134-830f-6d08a0b9da91\n"}),
+            json!({"volumeID": "7a29c60953cc4134830f6d08a0b9da91"}),
+            json!({"volumeID": "x".repeat(1_000_000)}),
+            json!({"instanceUUID": "x".repeat(1_000_000)}),
+        ] {
+            let mut spec = json!({"nodeName": "n1", "volumeID": VOLUME});
+            spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            let spec: VolumeAttachRequestSpec = serde_json::from_value(spec).unwrap();
+            let shown = format!("{:.200}", extra.to_string());
+            let error = spec.to_attach_spec(Path::new("/mnt/db")).expect_err(&shown).to_string();
+            assert!(error.len() < 1000 && !error.contains(char::is_control), "{shown}");
+        }
+        let good: VolumeAttachRequestSpec = serde_json::from_value(json!({
+            "nodeName": "n1", "volumeID": VOLUME, "mountPath": "/mnt/my data-\u{e4}",
+            "filesystem": {"mountOptions": ["noatime", "commit=30", "x-gvfs-hide", "context=system_u:object_r:x_t:s0"]}
+        }))
+        .unwrap();
+        good.to_attach_spec(Path::new("/mnt/db")).unwrap();
     }
 }

@@ -28,8 +28,8 @@ pub struct Endpoints {
     pub liveness: Liveness,
     /// `/readyz`
     pub readiness: Readiness,
-    /// `/metrics`
-    pub scrape: Scrape,
+    /// `/metrics`, of a program that measures something
+    pub scrape: Option<Scrape>,
 }
 
 /// The HTTP server. Each connection serves one request and has one time limit.
@@ -62,15 +62,19 @@ impl Server {
         endpoints: Endpoints,
         stop: impl Future<Output = ()> + Send + 'static,
     ) {
-        let router = Router::new()
-            .route("/livez", get(async |State(e): State<Endpoints>| probe(&e.liveness.report())))
-            .route("/readyz", get(async |State(e): State<Endpoints>| probe(&e.readiness.report())))
-            .route("/metrics", get(scrape))
-            .fallback(async || {
-                answer(StatusCode::NOT_FOUND, TEXT, "try /livez, /readyz or /metrics\n".to_owned())
-            })
-            .layer(map_response(last))
-            .with_state(endpoints);
+        let Endpoints { liveness, readiness, scrape } = endpoints;
+        let paths = match scrape {
+            Some(_) => "/livez, /readyz or /metrics",
+            None => "/livez or /readyz",
+        };
+        let mut router = Router::new()
+            .route("/livez", get(async move || probe(&liveness.report())))
+            .route("/readyz", get(async move || probe(&readiness.report())))
+            .fallback(async move || answer(StatusCode::NOT_FOUND, TEXT, format!("try {paths}\n")));
+        if let Some(scrape) = scrape {
+            router = router.route("/metrics", get(scraped).with_state(scrape));
+        }
+        let router = router.layer(map_response(last));
         // It never ends with an error, as its documentation says.
         let _ = axum::serve(self.connections, router).with_graceful_shutdown(stop).await;
     }
@@ -81,8 +85,8 @@ fn probe(report: &Report) -> Response {
     answer(status, TEXT, report.to_string())
 }
 
-async fn scrape(State(endpoints): State<Endpoints>) -> Response {
-    match endpoints.scrape.text().await {
+async fn scraped(State(scrape): State<Scrape>) -> Response {
+    match scrape.text().await {
         Ok(text) => answer(StatusCode::OK, metrics::CONTENT_TYPE, text),
         Err(_) => answer(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "can't be encoded\n".to_owned()),
     }

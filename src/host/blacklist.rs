@@ -22,6 +22,8 @@
 
 use regex::Regex;
 
+use crate::model::{ScsiDevice, Wwid};
+
 /// One section: the rules that keep off, and those that let in again.
 #[derive(Debug, Default)]
 struct Section {
@@ -29,32 +31,61 @@ struct Section {
     exceptions: Vec<String>,
 }
 
-/// Names that stand for any iSCSI disk. A rule that hits all of one line hits every disk.
-const DEVICE_NODES: [&str; 4] = ["sda", "sdq", "sdaa", "sdzzz"];
+/// What rules are held against.
+struct Names<'a> {
+    nodes: &'a [&'a str],
+    wwids: &'a [&'a str],
+    /// Vendor and product, as the report joins them.
+    devices: &'a [(&'a str, &'a str)],
+}
+
+/// They stand for any iSCSI disk: a rule that hits all of one line hits every disk.
+const ANY: Names<'_> = Names {
+    nodes: &["sda", "sdq", "sdaa", "sdzzz"],
+    wwids: &[
+        "360000000000000000e00000000010001",
+        "36001405c01de400000000000000000a1",
+        "1IET_00010001",
+    ],
+    devices: &[("IET", "VIRTUAL-DISK"), ("LIO-ORG", "d0"), ("Pure", "FlashArray")],
+};
 const PROTOCOLS: [&str; 1] = ["scsi:iscsi"];
-const WWIDS: [&str; 3] =
-    ["360000000000000000e00000000010001", "36001405c01de400000000000000000a1", "1IET_00010001"];
-/// Vendor and product, as the report joins them.
-const DEVICES: [(&str, &str); 3] =
-    [("IET", "VIRTUAL-DISK"), ("LIO-ORG", "d0"), ("Pure", "FlashArray")];
 
 /// The rule that keeps multipathd off every iSCSI disk, if there is one. Rules by udev property are
 /// not judged: they depend on what udev says of the one disk.
 pub(crate) fn blacklisting_rule(report: &str) -> Option<String> {
+    rule_against(report, &ANY)
+}
+
+/// The rule that keeps multipathd off this disk, if there is one.
+pub(crate) fn rule_against_disk(report: &str, disk: &ScsiDevice) -> Option<String> {
+    let wwid = disk.wwid.as_ref().map(Wwid::as_str);
+    let names = Names {
+        nodes: &[disk.name.as_str()],
+        wwids: wwid.as_slice(),
+        devices: &[(&disk.vendor, &disk.model)],
+    };
+    rule_against(report, &names)
+}
+
+/// A rule that hits all of the names of its kind, and that no exception takes back.
+fn rule_against(report: &str, names: &Names<'_>) -> Option<String> {
     let section = |title| sections(report, title);
     let plain = |title, names: &[&str]| {
         let section = section(title);
         let all = names.iter().all(|name| !section.exceptions.iter().any(|rule| hits(rule, name)));
-        let rule = section.blacklist.iter().find(|rule| names.iter().all(|name| hits(rule, name)));
-        rule.filter(|_| all).cloned()
+        let hits_all = |rule: &&String| names.iter().all(|name| hits(rule, name));
+        let rule = section.blacklist.iter().find(hits_all);
+        rule.filter(|_| all && !names.is_empty()).cloned()
     };
-    plain("device node rules:", &DEVICE_NODES)
+    plain("device node rules:", names.nodes)
         .or_else(|| plain("protocol rules:", &PROTOCOLS))
-        .or_else(|| plain("wwid rules:", &WWIDS))
+        .or_else(|| plain("wwid rules:", names.wwids))
         .or_else(|| {
             let section = section("device rules:");
-            let hits_all = |rule: &&String| DEVICES.iter().all(|device| hits_device(rule, *device));
-            let excepted = |rule: &String| DEVICES.iter().any(|device| hits_device(rule, *device));
+            let devices = names.devices;
+            let hits_all = |rule: &&String| devices.iter().all(|device| hits_device(rule, *device));
+            let excepted = |rule: &String| devices.iter().any(|device| hits_device(rule, *device));
             let rule = section.blacklist.iter().find(hits_all);
             rule.filter(|_| !section.exceptions.iter().any(excepted)).cloned()
         })
@@ -101,6 +132,7 @@ fn hits_device(rule: &str, (vendor, product): (&str, &str)) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{DeviceName, DeviceNumber, DeviceState};
 
     fn report(nodes: &str, protocols: &str, wwids: &str, devices: &str) -> String {
         let section = |title: &str, rules: &str| {
@@ -151,6 +183,34 @@ mod tests {
             (report("", "", "", ".*:.*"), ".*:.*"),
         ] {
             assert_eq!(blacklisting_rule(&report).as_deref(), Some(rule), "{report}");
+        }
+    }
+
+    #[test]
+    fn a_rule_that_hits_one_disk_is_named_for_that_disk_alone() {
+        let disk = ScsiDevice {
+            hctl: "2:0:0:1".parse().unwrap(),
+            name: DeviceName::new("sdb").unwrap(),
+            number: DeviceNumber { major: 8, minor: 16 },
+            diskseq: Some(7),
+            size_bytes: 1 << 30,
+            wwid: Some("36001405c01de400000000000000000a1".parse().unwrap()),
+            vendor: "LIO-ORG".to_owned(),
+            model: "volume-1".to_owned(),
+            state: DeviceState::Running,
+            read_only: false,
+            holders: Vec::new(),
+        };
+        for (report, rule) in [
+            (report("^sdb$", "", "", ""), Some("^sdb$")),
+            (report("^sda$", "", "", ""), None),
+            (report("", "", "^36001405", ""), Some("^36001405")),
+            (report("", "", "^3600000", ""), None),
+            (report("", "", "", "LIO-ORG:.*"), Some("LIO-ORG:.*")),
+            (report("", "", "", "LIO-ORG:.*|LIO-ORG:volume"), None),
+            (report("", "", "", "IET:.*"), None),
+        ] {
+            assert_eq!(rule_against_disk(&report, &disk).as_deref(), rule, "{report}");
         }
     }
 

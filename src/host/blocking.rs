@@ -65,7 +65,10 @@ pub(crate) async fn limited<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
 ) -> Result<T, HostError> {
-    match tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await {
+    // What is logged on that thread is of the same run.
+    let span = tracing::Span::current();
+    let work = tokio::task::spawn_blocking(move || span.in_scope(work));
+    match tokio::time::timeout(limit, work).await {
         Ok(Ok(result)) => result,
         Ok(Err(join)) => match join.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),

@@ -151,6 +151,12 @@ fn first_local(fits: impl Fn(&str, IpAddr) -> bool) -> Option<IpAddr> {
     found.first().copied()
 }
 
+/// The node's name in connectors: as told, else its host name.
+pub(crate) fn node_name(told: Option<&str>) -> String {
+    let own_name = || sysinfo::System::host_name().unwrap_or_else(|_| "localhost".to_owned());
+    told.map_or_else(own_name, str::to_owned)
+}
+
 /// Builds the connector.
 ///
 /// `host_root` is the host's root directory, `sysfs` its `/sys`; `host` overrides the node's own name.
@@ -163,11 +169,10 @@ pub(crate) async fn connector(
 ) -> Result<Connector, HostError> {
     let initiator = initiator::initiator_name(host_root)?;
     let ip = address(source).await?;
-    let own_name = || sysinfo::System::host_name().unwrap_or_else(|_| "localhost".to_owned());
     Ok(Connector {
         initiator,
         ip,
-        host: host.map_or_else(own_name, str::to_owned),
+        host: node_name(host),
         platform: sysinfo::System::cpu_arch(),
         os_type: "linux".to_owned(),
         multipath: matches!(multipathd, Multipathd::Claims),

@@ -43,6 +43,8 @@ const TAIL: u64 = MIB;
 /// Places in between.
 const SAMPLES: u64 = 64;
 const SAMPLE: u64 = 4 * KIB;
+/// Longest name of what is on a device.
+const MAX_NAME: usize = 64;
 /// Direct I/O wants memory, offset and length in units of the logical block size, at most this.
 const ALIGNMENT: u64 = 4 * KIB;
 const ALIGNMENT_IN_MEMORY: usize = 4096;
@@ -93,10 +95,11 @@ impl<E: Executor> Probe<'_, E> {
 }
 
 /// What blkid found.
-fn signature(export: &str) -> Option<Contents> {
+pub(crate) fn signature(export: &str) -> Option<Contents> {
     let value = |key: &str| {
         let line = export.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-        line.map(str::to_owned)
+        // What stands on a device was put there by anybody.
+        line.map(|word| word.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect::<String>())
     };
     match (value("TYPE"), value("PTTYPE")) {
         (Some(name), _) if value("USAGE").as_deref() == Some("filesystem") => {

@@ -75,6 +75,15 @@ pub enum HostError {
     /// iscsid doesn't answer (no socket, or `iscsiadm` exit codes 18 and 20).
     #[error("iscsid is not running on this node; start it: systemctl enable --now iscsid")]
     IscsidNotRunning,
+    /// iscsid was restarted, and waits for the portal before it takes the session over (`iscsiadm` exit
+    /// code 32).
+    #[error(
+        "iscsid can't log out of {target}: it was restarted, and waits for that portal before it takes the session over; where the portal doesn't come back: systemctl stop iscsid, detach again, systemctl start iscsid"
+    )]
+    SessionNotTakenOver {
+        /// Which target.
+        target: Target,
+    },
     /// The kernel module is missing (`iscsiadm` exit code 12).
     #[error("the kernel has no iSCSI transport; load it: modprobe iscsi_tcp")]
     NoTransport,
@@ -145,6 +154,24 @@ pub enum HostError {
         expected: DeviceName,
         /// The disk that is there.
         found: Option<DeviceName>,
+    },
+    /// Another device has a device's name by now.
+    #[error(
+        "{device} is not the device any more that it was when it was looked at: it went, and another came by that name"
+    )]
+    DeviceReplaced {
+        /// Its name.
+        device: DeviceName,
+    },
+    /// Two XFS file systems with one UUID.
+    #[error("{device} has the XFS UUID {uuid} of what is mounted on {other}: a clone or snapshot of it; mount it with the option nouuid (--mount-options nouuid), or give it a UUID of its own while neither is mounted: xfs_admin -U generate /dev/{device}", other = other.display())]
+    XfsTwin {
+        /// The device that can't be mounted.
+        device: DeviceName,
+        /// The UUID.
+        uuid: uuid::Uuid,
+        /// Where the other is mounted.
+        other: PathBuf,
     },
     /// A device without a size.
     #[error("{device} has no size: the target does not serve it (any more)")]
@@ -224,6 +251,14 @@ pub enum HostError {
         /// What the checker said, bounded.
         output: String,
     },
+    /// What should have grown is not as it should be.
+    #[error("{what} was not resized: {why}")]
+    NotGrown {
+        /// A map or a file system.
+        what: String,
+        /// Why.
+        why: String,
+    },
     /// No address fits.
     #[error("no address of this node fits {source_of_address}")]
     NoAddress {
@@ -277,6 +312,7 @@ impl HostError {
             Self::LoginRefused { .. } => "LoginRefused",
             Self::PortalUnreachable { .. } => "PortalUnreachable",
             Self::IscsidNotRunning => "IscsidNotRunning",
+            Self::SessionNotTakenOver { .. } => "SessionNotTakenOver",
             Self::NoTransport => "NoIscsiTransport",
             Self::NoInitiatorName { .. } => "NoInitiatorName",
             Self::UnusableCredentials { .. } => "UnusableCredentials",
@@ -285,7 +321,8 @@ impl HostError {
             Self::RecordNotFound { .. } => "NodeRecordNotFound",
             Self::Busy { .. } => "Busy",
             Self::NotBlank { .. } => "NotBlank",
-            Self::DeviceChanged { .. } => "DeviceChanged",
+            Self::DeviceChanged { .. } | Self::DeviceReplaced { .. } => "DeviceChanged",
+            Self::XfsTwin { .. } => "XfsTwin",
             Self::EmptyDevice { .. } => "EmptyDevice",
             Self::MultipathdUnreachable { .. } => "MultipathdUnreachable",
             Self::MultipathdRefused { .. } => "MultipathdRefused",
@@ -295,6 +332,7 @@ impl HostError {
             Self::NotPropagated { .. } => "MountNotPropagated",
             Self::Mount { .. } => "MountFailed",
             Self::FilesystemDamaged { .. } => "FilesystemDamaged",
+            Self::NotGrown { .. } => "NotGrown",
             Self::NoAddress { .. } => "NoAddress",
             Self::Io { .. } => "HostIoFailed",
         }
@@ -303,7 +341,7 @@ impl HostError {
     /// When to try again.
     pub fn retry(&self) -> Retry {
         match self {
-            Self::DeviceChanged { .. } => Retry::Now,
+            Self::DeviceChanged { .. } | Self::DeviceReplaced { .. } => Retry::Now,
             Self::Exec { .. }
             | Self::Command { .. }
             | Self::TimedOut { .. }
@@ -311,6 +349,7 @@ impl HostError {
             | Self::LoginRefused { .. }
             | Self::PortalUnreachable { .. }
             | Self::IscsidNotRunning
+            | Self::SessionNotTakenOver { .. }
             | Self::NoTransport
             | Self::DatabaseLocked { .. }
             | Self::RecordNotFound { .. }
@@ -319,6 +358,8 @@ impl HostError {
             | Self::MultipathdUnreachable { .. }
             | Self::MultipathdRefused { .. }
             | Self::Mount { .. }
+            | Self::NotGrown { .. }
+            | Self::XfsTwin { .. }
             | Self::NoAddress { .. }
             | Self::AuthRejected { .. }
             | Self::Io { .. } => Retry::Backoff,

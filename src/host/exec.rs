@@ -31,6 +31,8 @@ pub const SEARCH_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// Most that is kept of each output stream: half of it from the start, half from the end.
 const KEPT: usize = 64 * 1024;
 
+const REDACTED: &str = "<redacted>";
+
 /// How long a stream may stay open after its program has ended (a daemon that the program started
 /// may have inherited it).
 const STRAGGLERS: Duration = Duration::from_millis(300);
@@ -52,6 +54,24 @@ pub enum Program {
     MkfsXfs,
     /// Checks ext4.
     E2fsck,
+    /// Grows ext4.
+    Resize2fs,
+    /// Grows XFS, and tells its size.
+    XfsGrowfs,
+    /// open-iscsi's daemon: asked for its version.
+    Iscsid,
+    /// Loads kernel modules.
+    Modprobe,
+    /// Starts services.
+    Systemctl,
+    /// Shows the services' log.
+    Journalctl,
+    /// Shows what device-mapper has.
+    Dmsetup,
+    /// Shows the block devices.
+    Lsblk,
+    /// Shows addresses and routes.
+    Ip,
 }
 
 impl Program {
@@ -65,6 +85,15 @@ impl Program {
             Self::MkfsExt4 => "mkfs.ext4",
             Self::MkfsXfs => "mkfs.xfs",
             Self::E2fsck => "e2fsck",
+            Self::Resize2fs => "resize2fs",
+            Self::XfsGrowfs => "xfs_growfs",
+            Self::Iscsid => "iscsid",
+            Self::Modprobe => "modprobe",
+            Self::Systemctl => "systemctl",
+            Self::Journalctl => "journalctl",
+            Self::Dmsetup => "dmsetup",
+            Self::Lsblk => "lsblk",
+            Self::Ip => "ip",
         }
     }
 }
@@ -152,8 +181,12 @@ impl Output {
 
     /// The output as an error: what it was for, how it ended, the end of what it said.
     pub fn into_error(self, program: Program, doing: impl Into<String>) -> HostError {
-        let said = if self.stderr.trim().is_empty() { &self.stdout } else { &self.stderr };
-        HostError::Command { program, doing: doing.into(), exit: self.exit, stderr: gist(said) }
+        HostError::Command { program, doing: doing.into(), exit: self.exit, stderr: self.said() }
+    }
+
+    /// What it complained about, or else printed, in one line.
+    fn said(&self) -> String {
+        gist(if self.stderr.trim().is_empty() { &self.stdout } else { &self.stderr })
     }
 }
 
@@ -164,6 +197,7 @@ pub(crate) fn gist(text: &str) -> String {
     const LAST: usize = 400;
     let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
     let joined = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+    let joined = without_secrets(&joined);
     let letters: Vec<char> = joined.chars().collect();
     match letters.len() {
         0 => "it said nothing".to_owned(),
@@ -173,6 +207,35 @@ pub(crate) fn gist(text: &str) -> String {
             format!("{} … {}", part(0..FIRST), part(length - LAST..length))
         }
     }
+}
+
+/// A program that shows its settings (a node record, say) must not show a password by way of attachd.
+fn without_secrets(text: &str) -> String {
+    const NAMES: [&str; 4] = ["password", "passwd", "secret", "token"];
+    /// What comes next may be the sign or the value of what was named.
+    #[derive(PartialEq)]
+    enum Next {
+        Anything,
+        Sign,
+        Value,
+    }
+    let mut next = Next::Anything;
+    let words = text.split(' ').map(|word| {
+        let lower = word.to_ascii_lowercase();
+        let named = NAMES.iter().filter_map(|name| Some(lower.find(name)? + name.len())).min();
+        let value = named.and_then(|end| Some(end + word[end..].find(['=', ':'])? + 1));
+        let (shown, then) = match (&next, named, value) {
+            (Next::Value, ..) => (REDACTED.to_owned(), Next::Anything),
+            (Next::Sign, ..) if ["=", ":"].contains(&word) => (word.to_owned(), Next::Value),
+            (_, _, Some(at)) if at == word.len() => (word.to_owned(), Next::Value),
+            (_, _, Some(at)) => (format!("{}{REDACTED}", &word[..at]), Next::Anything),
+            (_, Some(_), None) => (word.to_owned(), Next::Sign),
+            (_, None, None) => (word.to_owned(), Next::Anything),
+        };
+        next = then;
+        shown
+    });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// Runs commands.
@@ -243,7 +306,10 @@ impl Executor for RealExecutor {
         };
         let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         match &result {
-            Ok(output) => tracing::debug!(%command, exit = %output.exit, ms, "ran"),
+            Ok(output) => {
+                let said = (!output.success()).then(|| output.said());
+                tracing::debug!(%command, exit = %output.exit, said, ms, "ran");
+            }
             Err(error) => tracing::debug!(%command, %error, ms, "did not run to its end"),
         }
         result
@@ -457,6 +523,20 @@ mod tests {
         let text = bounded.into_text();
         assert!(text.starts_with("start ") && text.ends_with(" end"));
         assert!(text.contains("bytes left out") && text.len() < KEPT + 100);
+    }
+
+    #[test]
+    fn a_password_that_a_program_shows_is_left_out_of_what_it_said() {
+        for (said, shown) in [
+            ("node.session.auth.password = PLANTED", "node.session.auth.password = <redacted>"),
+            ("node.session.auth.Password_in=PLANTED;x", "node.session.auth.Password_in=<redacted>"),
+            ("X-Auth-Token: PLANTED was refused", "X-Auth-Token: <redacted> was refused"),
+            ("url=http://t/?secret=PLANTED", "url=http://t/?secret=<redacted>"),
+            ("wrong password for PLAIN = 1", "wrong password for PLAIN = 1"),
+            ("ü password", "ü password"),
+        ] {
+            assert_eq!(gist(said), shown);
+        }
     }
 
     #[test]

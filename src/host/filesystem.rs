@@ -2,32 +2,51 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::model::{Contents, DeviceName, Filesystem};
+use crate::model::{Contents, DeviceId, DeviceName, Filesystem};
 
 use super::{
     Applied, HostError,
-    blocking::Blocking,
+    blocking::{self, Blocking},
     contents::Probe,
     exec::{Command, Executor, Exit, Program, gist},
+    pinned::{Pinned, pin},
+    scsi,
+    sysfs::Sysfs,
 };
 
 /// Without discard and with lazy initialisation it takes seconds, however large the volume is.
 const MKFS_LIMIT: Duration = Duration::from_mins(10);
 /// A full check of a large file system, after a crash.
 const FSCK_LIMIT: Duration = Duration::from_hours(1);
+/// The open of a device reads nothing.
+const PIN_LIMIT: Duration = Duration::from_secs(30);
 const BLOCKDEV_LIMIT: Duration = Duration::from_secs(30);
+const OPEN_LIMIT: Duration = Duration::from_secs(30);
 
 /// Makes and checks file systems.
 #[derive(Debug)]
 pub(crate) struct Filesystems<'a, E> {
     pub(crate) exec: &'a E,
     pub(crate) dev: &'a PathBuf,
+    pub(crate) sysfs: &'a Sysfs,
     pub(crate) blocking: &'a Blocking,
 }
 
 impl<E: Executor> Filesystems<'_, E> {
     /// What a device holds.
-    pub(crate) async fn contents(&self, device: &DeviceName) -> Result<Contents, HostError> {
+    pub(crate) async fn contents(&self, device: &DeviceId) -> Result<Contents, HostError> {
+        let _pinned = self.pin(device).await?;
+        self.read(&device.name).await
+    }
+
+    /// Holds a device while a tool works on its name.
+    pub(crate) async fn pin(&self, device: &DeviceId) -> Result<Pinned, HostError> {
+        let (dev, sysfs, meant) = (self.dev.clone(), self.sysfs.clone(), device.clone());
+        blocking::limited(format!("opening {device}"), PIN_LIMIT, move || pin(&dev, &sysfs, &meant))
+            .await
+    }
+
+    async fn read(&self, device: &DeviceName) -> Result<Contents, HostError> {
         Probe { exec: self.exec, dev: self.dev, blocking: self.blocking }.contents(device).await
     }
 
@@ -35,11 +54,14 @@ impl<E: Executor> Filesystems<'_, E> {
     /// the remains of the same kind of file system, or over data without a signature.
     pub(crate) async fn format(
         &self,
-        device: &DeviceName,
+        device: &DeviceId,
         filesystem: Filesystem,
         resume: bool,
     ) -> Result<Applied, HostError> {
-        let found = self.contents(device).await?;
+        let _pinned = self.pin(device).await?;
+        let device = &device.name;
+        self.unclaimed(device).await?;
+        let found = self.read(device).await?;
         let allowed = match &found {
             Contents::Blank => true,
             Contents::Data { .. } => resume,
@@ -79,12 +101,15 @@ impl<E: Executor> Filesystems<'_, E> {
     /// (`fsck.xfs(8)`); `xfs_repair` is for a person.
     pub(crate) async fn check(
         &self,
-        device: &DeviceName,
+        device: &DeviceId,
         filesystem: Filesystem,
     ) -> Result<Applied, HostError> {
         if filesystem == Filesystem::Xfs {
             return Ok(Applied::unchanged());
         }
+        let _pinned = self.pin(device).await?;
+        let device = &device.name;
+        self.unclaimed(device).await?;
         let command = Command::new(Program::E2fsck, FSCK_LIMIT, ["-p", &self.path(device)]);
         let output = self.exec.run(command).await?;
         match output.exit {
@@ -124,7 +149,18 @@ impl<E: Executor> Filesystems<'_, E> {
         Err(output.into_error(Program::Blockdev, format!("setting {} read-only", names.join(", "))))
     }
 
-    fn path(&self, device: &DeviceName) -> String {
+    /// Nobody has claimed the device: no mount of another namespace, and no format that outlived the
+    /// attachd that began it.
+    async fn unclaimed(&self, device: &DeviceName) -> Result<(), HostError> {
+        let path = self.dev.join(device.as_str());
+        let work = move || {
+            let opened = scsi::open_unclaimed(&path)?;
+            opened.map(drop).map_err(HostError::io("open", path))
+        };
+        self.blocking.once(format!("opening {device}"), OPEN_LIMIT, work).await
+    }
+
+    pub(crate) fn path(&self, device: &DeviceName) -> String {
         self.dev.join(device.as_str()).display().to_string()
     }
 }
@@ -134,7 +170,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::host::scripted::ScriptedExecutor;
+    use crate::{host::scripted::ScriptedExecutor, model::DeviceNumber};
 
     struct Node {
         directory: tempfile::TempDir,
@@ -151,7 +187,7 @@ mod tests {
         async fn run<T>(
             &self,
             lines: &[(&str, i32, &str)],
-            work: impl AsyncFnOnce(Filesystems<'_, ScriptedExecutor>, DeviceName) -> T,
+            work: impl AsyncFnOnce(Filesystems<'_, ScriptedExecutor>, DeviceId) -> T,
         ) -> T {
             let device = self.directory.path().join("dm-0").display().to_string();
             let lines: Vec<_> = lines
@@ -163,8 +199,12 @@ mod tests {
             let exec = ScriptedExecutor::new(&lines);
             let dev = self.directory.path().to_owned();
             let blocking = Blocking::default();
-            let filesystems = Filesystems { exec: &exec, dev: &dev, blocking: &blocking };
-            work(filesystems, DeviceName::new("dm-0").unwrap()).await
+            let sysfs = Sysfs::new(&dev);
+            let filesystems =
+                Filesystems { exec: &exec, dev: &dev, sysfs: &sysfs, blocking: &blocking };
+            let name = DeviceName::new("dm-0").unwrap();
+            let number = DeviceNumber { major: 0, minor: 0 };
+            work(filesystems, DeviceId { name, number, diskseq: None }).await
         }
     }
 

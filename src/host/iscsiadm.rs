@@ -9,11 +9,12 @@
 //! [fd00:2::2]:3260,1 iqn.2010-10.org.openstack:volume-7a29c609-53cc-4134-830f-6d08a0b9da91
 //! ```
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use futures::future::join_all;
+use futures::future::{BoxFuture, join_all};
+use tokio::time::Instant;
 
-use crate::model::{Chap, Portal, Target};
+use crate::model::{Chap, Portal, Session, Target};
 
 use super::{
     Applied, HostError,
@@ -28,8 +29,16 @@ const DATABASE_LIMIT: Duration = Duration::from_secs(40);
 const LOGOUT_LIMIT: Duration = Duration::from_mins(1);
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_secs(3);
+/// How long a logout is tried again that fails for a moment only.
+const PASSING_LIMIT: Duration = Duration::from_secs(2);
+/// How long a new iscsid is given to take a session over whose portal answers.
+const TAKEOVER_LIMIT: Duration = Duration::from_secs(5);
+const MOMENT: Duration = Duration::from_secs(1);
 /// What iscsid needs beside the login itself.
 const SLACK: Duration = Duration::from_secs(5);
+
+/// Longest line of an answer that is logged.
+const MAX_QUOTED: usize = 300;
 
 /// How long a login may take. open-iscsi's own default is 8 times 15 s.
 ///
@@ -51,7 +60,7 @@ impl Default for LoginLimits {
 
 impl LoginLimits {
     /// After which iscsiadm is given up; iscsid has given up before.
-    fn overall(self) -> Duration {
+    pub fn overall(self) -> Duration {
         (self.each + PAUSE) * self.tries.max(1) + SLACK
     }
 }
@@ -79,6 +88,10 @@ enum Code {
     Refused,
     /// 24 `ISCSI_ERR_LOGIN_AUTH_FAILED`
     AuthRejected,
+    /// 29 `ISCSI_ERR_BUSY`, 30 `ISCSI_ERR_AGAIN`: the next try may do.
+    Passing,
+    /// 32, "target likely not connected": iscsid was started and is about to take the session over.
+    TakingOver,
     /// Anything else, and signals.
     Other,
 }
@@ -96,10 +109,16 @@ impl From<Exit> for Code {
             Exit::Code(18 | 20) => Self::NoIscsid,
             Exit::Code(19) => Self::Refused,
             Exit::Code(24) => Self::AuthRejected,
+            Exit::Code(29 | 30) => Self::Passing,
+            Exit::Code(32) => Self::TakingOver,
             Exit::Code(_) | Exit::Signal(_) => Self::Other,
         }
     }
 }
+
+/// Ends a session without iscsid.
+pub(crate) type End<'a> =
+    &'a (dyn Fn(&Session) -> BoxFuture<'static, Result<(), HostError>> + Sync);
 
 /// open-iscsi on this node.
 #[derive(Debug)]
@@ -120,6 +139,7 @@ impl<E: Executor> OpenIscsi<'_, E> {
 
     async fn write_record(&self, target: &Target, chap: Option<&Chap>) -> Result<bool, HostError> {
         let settings = node_records::settings(target, chap, &self.limits)?;
+        self.database.set_aside(target).await?;
         let mut records = self.database.records(target)?;
         let made = records.is_empty();
         if made {
@@ -156,29 +176,72 @@ impl<E: Executor> OpenIscsi<'_, E> {
         }
     }
 
-    /// Logs out of all targets at once, and removes their node records.
-    pub(crate) async fn logout(&self, targets: &[Target]) -> Applied {
-        let logouts = targets
-            .iter()
-            .map(|target| async move { (target.to_string(), self.logout_one(target).await) });
+    /// Logs out of all targets at once, removes attachd's node records, and gives back those of others.
+    ///
+    /// `sessions` are those that the kernel has. Those that no iscsid knows are ended by `end`.
+    pub(crate) async fn logout(
+        &self,
+        targets: &[Target],
+        sessions: &[Session],
+        iscsid: bool,
+        end: End<'_>,
+    ) -> Applied {
+        let logouts = targets.iter().map(|target| async move {
+            let session = sessions.iter().find(|session| session.is_to(target));
+            (target.to_string(), self.logout_one(target, session, iscsid, end).await)
+        });
         gather(join_all(logouts).await)
     }
 
-    async fn logout_one(&self, target: &Target) -> Result<bool, HostError> {
-        let output = self.run(LOGOUT_LIMIT, &node(target, &["--logout"])).await?;
-        let was_there = match Code::from(output.exit) {
-            Code::Success => true,
-            Code::NothingFound => false,
-            _ => return Err(error(output, target, "logging out of")),
+    async fn logout_one(
+        &self,
+        target: &Target,
+        session: Option<&Session>,
+        iscsid: bool,
+        end: End<'_>,
+    ) -> Result<bool, HostError> {
+        let logged_out = match session {
+            // iscsiadm would say that it has logged out.
+            Some(_) if !iscsid => false,
+            _ => self.logout_by_iscsid(target, session.is_some()).await?,
         };
-        if self.database.remove_plain(target).await? {
-            let output = self.run(DATABASE_LIMIT, &node(target, &["-o", "delete"])).await?;
-            match Code::from(output.exit) {
-                Code::Success | Code::NothingFound => {}
-                _ => return Err(error(output, target, "removing the node record of")),
-            }
+        if let (Some(session), false) = (session, logged_out) {
+            tracing::warn!(%target, "no iscsid knows the session: the kernel ends it");
+            end(session).await?;
         }
-        Ok(was_there)
+        self.database.give_back(target).await?;
+        Ok(session.is_some() || logged_out)
+    }
+
+    /// Whether iscsid knew the session.
+    async fn logout_by_iscsid(&self, target: &Target, stands: bool) -> Result<bool, HostError> {
+        if stands && self.database.records(target)?.is_empty() {
+            // iscsiadm finds a session by its record, and somebody deleted that.
+            tracing::warn!(%target, "the node record of a session is gone: it is made again to log out");
+            self.database.set_aside(target).await?;
+            self.run(DATABASE_LIMIT, &node(target, &["-o", "new"])).await?;
+        }
+        let begin = Instant::now();
+        loop {
+            let output = self.run(LOGOUT_LIMIT, &node(target, &["--logout"])).await?;
+            let passes_within = match Code::from(output.exit) {
+                Code::Success => return Ok(true),
+                Code::NothingFound if !stands => return Ok(false),
+                Code::Passing => PASSING_LIMIT,
+                // iscsid may take it over in a moment.
+                Code::NothingFound | Code::TakingOver => TAKEOVER_LIMIT,
+                _ => Duration::ZERO,
+            };
+            if begin.elapsed() < passes_within {
+                tokio::time::sleep(MOMENT).await;
+                continue;
+            }
+            return match Code::from(output.exit) {
+                Code::NothingFound => Ok(false),
+                Code::TakingOver => Err(HostError::SessionNotTakenOver { target: target.clone() }),
+                _ => Err(error(output, target, "logging out of")),
+            };
+        }
     }
 
     /// `SendTargets` discovery without a trace in the database.
@@ -214,7 +277,12 @@ impl<E: Executor> OpenIscsi<'_, E> {
             Code::AuthRejected => {
                 Err(HostError::AuthRejected { what: format!("the discovery at {portal}") })
             }
-            Code::Database | Code::SessionExists | Code::Refused | Code::Other => Err(output
+            Code::Database
+            | Code::SessionExists
+            | Code::Refused
+            | Code::Passing
+            | Code::TakingOver
+            | Code::Other => Err(output
                 .into_error(Program::Iscsiadm, format!("discovering the targets of {portal}"))),
         }
     }
@@ -241,34 +309,45 @@ fn error(output: Output, target: &Target, doing: &str) -> HostError {
         Code::NoIscsid => HostError::IscsidNotRunning,
         Code::NoTransport => HostError::NoTransport,
         Code::Refused => HostError::LoginRefused { target: target.clone() },
-        Code::Success | Code::NothingFound | Code::Database | Code::SessionExists | Code::Other => {
-            output.into_error(Program::Iscsiadm, format!("{doing} {target}"))
-        }
+        Code::Success
+        | Code::NothingFound
+        | Code::Database
+        | Code::SessionExists
+        | Code::Passing
+        | Code::TakingOver
+        | Code::Other => output.into_error(Program::Iscsiadm, format!("{doing} {target}")),
     }
 }
 
 /// Discovery's answer; lines that are no target are left out.
-fn targets(stdout: &str) -> Vec<Target> {
+pub(crate) fn targets(stdout: &str) -> Vec<Target> {
     let parsed = stdout.lines().filter_map(|line| {
         let (portal, iqn) = line.trim().split_once(' ')?;
         let target = portal.parse().ok().zip(iqn.trim().parse().ok());
         if target.is_none() {
+            let line: String = line.chars().take(MAX_QUOTED).collect();
             tracing::warn!(line, "discovery named a target that can't be one");
         }
         target.map(|(portal, iqn)| Target { portal, iqn })
     });
-    let mut found = Vec::new();
+    let mut found = BTreeSet::new();
+    let mut ordered = Vec::new();
     for target in parsed {
-        if !found.contains(&target) {
-            found.push(target);
+        if found.insert(target.clone()) {
+            ordered.push(target);
         }
     }
-    found
+    ordered
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{
+        fs,
+        sync::atomic::{AtomicU32, Ordering::Relaxed},
+    };
+
+    use futures::{FutureExt as _, future::ready};
 
     use super::*;
     use crate::{
@@ -280,6 +359,21 @@ mod tests {
 
     fn target(portal: &str) -> Target {
         Target { portal: portal.parse().unwrap(), iqn: IQN.parse().unwrap() }
+    }
+
+    fn session(portal: &str) -> Session {
+        Session {
+            sid: 1,
+            host: 2,
+            iqn: IQN.parse().unwrap(),
+            portal: portal.parse().unwrap(),
+            tpgt: 1,
+            state: crate::model::SessionState::LoggedIn,
+        }
+    }
+
+    fn never(session: &Session) -> BoxFuture<'static, Result<(), HostError>> {
+        panic!("session {} is ended by the kernel", session.sid)
     }
 
     fn node() -> tempfile::TempDir {
@@ -395,27 +489,90 @@ mod tests {
     #[tokio::test]
     async fn a_logout_is_one_run_where_the_record_is_attachds_own() {
         let root = node();
-        write_record(&root, "10.0.2.2,3260");
         let targets = [target("10.0.2.2:3260")];
+        Database::new(root.path()).set_aside(&targets[0]).await.unwrap();
+        write_record(&root, "10.0.2.2,3260");
         let script = [("$ 10.0.2.2:3260 --logout", 0, "")];
-        let applied = run(&root, &script, async |iscsi| iscsi.logout(&targets).await).await;
+        let applied =
+            run(&root, &script, async |iscsi| iscsi.logout(&targets, &[], true, &never).await)
+                .await;
         assert!(applied.changed && applied.failures.is_empty());
         assert!(!root.path().join("etc/iscsi/nodes").join(IQN).exists());
         let script = [("$ 10.0.2.2:3260 --logout", 21, "iscsiadm: No matching sessions found")];
-        let applied = run(&root, &script, async |iscsi| iscsi.logout(&targets).await).await;
+        let applied =
+            run(&root, &script, async |iscsi| iscsi.logout(&targets, &[], true, &never).await)
+                .await;
         assert!(!applied.changed && applied.failures.is_empty());
     }
 
     #[tokio::test]
-    async fn a_record_that_discovery_made_is_removed_by_iscsiadm() {
+    async fn a_session_whose_record_somebody_deleted_is_logged_out_by_a_new_one() {
+        let root = node();
+        let targets = [target("10.0.2.2:3260")];
+        let script = [("$ 10.0.2.2:3260 -o new", 0, ""), ("$ 10.0.2.2:3260 --logout", 0, "")];
+        let stands = [session("10.0.2.2:3260")];
+        let applied =
+            run(&root, &script, async |iscsi| iscsi.logout(&targets, &stands, true, &never).await)
+                .await;
+        assert!(applied.changed && applied.failures.is_empty(), "{:?}", applied.failures);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_logout_that_fails_for_a_moment_is_tried_again_but_not_for_ever() {
+        let root = node();
+        let targets = [target("10.0.2.2:3260")];
+        let ended = |code| ("$ 10.0.2.2:3260 --logout", code, "");
+        for (script, reasons) in [
+            (&[ended(29), ended(0)][..], &[][..]),
+            (&[ended(29); 3][..], &["CommandFailed"][..]),
+            (&[ended(32), ended(0)][..], &[][..]),
+            (&[ended(32); 6][..], &["SessionNotTakenOver"][..]),
+        ] {
+            let applied =
+                run(&root, script, async |iscsi| iscsi.logout(&targets, &[], true, &never).await)
+                    .await;
+            assert_eq!(self::reasons(&applied), reasons);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_no_iscsid_knows_is_ended_by_the_kernel() {
+        let unknown = [("$ 10.0.2.2:3260 --logout", 2, "iscsiadm: … (2 - session not found)"); 6];
+        for (script, iscsid) in [(&unknown[..], true), (&[][..], false)] {
+            let root = node();
+            let targets = [target("10.0.2.2:3260")];
+            Database::new(root.path()).set_aside(&targets[0]).await.unwrap();
+            write_record(&root, "10.0.2.2,3260");
+            let stands = [session("10.0.2.2:3260")];
+            let record = root.path().join("etc/iscsi/nodes").join(IQN).join("10.0.2.2,3260");
+            let ended = AtomicU32::new(0);
+            let end = |session: &Session| {
+                assert!(record.exists(), "an iscsid that is about to take it over reads it");
+                ended.store(session.sid, Relaxed);
+                ready(Ok(())).boxed()
+            };
+            let applied = run(&root, script, async |iscsi| {
+                iscsi.logout(&targets, &stands, iscsid, &end).await
+            });
+            let applied = applied.await;
+            assert!(applied.changed && applied.failures.is_empty(), "{:?}", applied.failures);
+            assert_eq!(ended.load(Relaxed), 1);
+            assert!(!record.exists());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_record_that_discovery_made_is_left_to_whoever_made_it() {
         let root = node();
         write_record(&root, "x");
         let directory = root.path().join("etc/iscsi/nodes").join(IQN);
         fs::create_dir(directory.join("10.0.2.2,3260,1")).unwrap();
         fs::rename(directory.join("x"), directory.join("10.0.2.2,3260,1/default")).unwrap();
-        let script = [("$ 10.0.2.2:3260 --logout", 21, ""), ("$ 10.0.2.2:3260 -o delete", 0, "")];
-        let applied =
-            run(&root, &script, async |iscsi| iscsi.logout(&[target("10.0.2.2:3260")]).await).await;
+        let script = [("$ 10.0.2.2:3260 --logout", 21, "")];
+        let applied = run(&root, &script, async |iscsi| {
+            iscsi.logout(&[target("10.0.2.2:3260")], &[], true, &never).await
+        })
+        .await;
         assert!(applied.failures.is_empty());
     }
 

@@ -1,13 +1,19 @@
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    mem,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use futures::FutureExt as _;
+use nix::libc::EIO;
 use tokio::sync::watch;
 
-use crate::model::{Chap, Contents, DeviceName, DeviceNumber, Hctl, HostState, Portal, Target};
+use crate::model::{
+    Chap, Contents, DeviceId, DeviceName, DeviceNumber, Filesystem, Hctl, HostState, Portal,
+    Session, Target,
+};
 
 use super::{
     AddressSource, Applied, Host, HostError, HostNamespaces, HostOp, LoginLimits, MountTarget,
@@ -18,6 +24,8 @@ use super::{
     filesystem::Filesystems,
     initiator,
     iscsiadm::OpenIscsi,
+    kernel_session,
+    looks::Looks,
     mount::Mounts,
     multipath::Multipath,
     multipathd::Client,
@@ -25,12 +33,18 @@ use super::{
     openers::Openers,
     propagation::{self, Propagation},
     scsi::Scsi,
-    sysfs::{Sysfs, map_node},
+    sysfs::{Memory, Scope, Sysfs, map_node},
     uevent::Uevents,
 };
 
 /// One walk of sysfs and mountinfo; they don't wait for any device.
 const OBSERVE_LIMIT: Duration = Duration::from_secs(20);
+
+/// An answer that needs no device.
+const ASK_LIMIT: Duration = Duration::from_secs(2);
+
+/// The end of a session that carries nothing.
+const END_LIMIT: Duration = Duration::from_secs(20);
 
 /// How soon an unmount ends once its I/O fails.
 const AFTER_QUEUEING: Duration = Duration::from_secs(30);
@@ -97,14 +111,16 @@ impl LinuxConfig {
 /// The node that attachd runs on.
 #[derive(Debug)]
 pub struct LinuxHost<E = RealExecutor> {
-    config: LinuxConfig,
+    pub(super) config: LinuxConfig,
     exec: E,
-    sysfs: Sysfs,
+    pub(super) sysfs: Sysfs,
     client: Client,
-    database: Database,
-    openers: Openers,
+    pub(super) database: Database,
+    pub(super) openers: Openers,
     blocking: Blocking,
     uevents: Uevents,
+    looks: Looks<Arc<HostState>>,
+    memory: Mutex<Memory>,
     unmounting: Mutex<BTreeMap<PathBuf, DeviceNumber>>,
 }
 
@@ -121,6 +137,8 @@ impl<E: Executor> LinuxHost<E> {
             },
             blocking: Blocking::default(),
             uevents: Uevents::subscribe(),
+            looks: Looks::default(),
+            memory: Mutex::default(),
             unmounting: Mutex::default(),
             exec,
             config,
@@ -176,18 +194,23 @@ impl<E: Executor> LinuxHost<E> {
         Ok(applied)
     }
 
-    /// Unmounts. Where that hangs, since the map queues I/O and has no path left, I/O is made to fail:
-    /// after the whole time limit, in which a path may have come back.
     async fn log_out(&self, targets: &[Target]) -> Result<Applied, HostError> {
-        // Without iscsid iscsiadm says that it has logged out, and the session stays.
-        let sessions = self.observe().await?.sessions;
-        let any = sessions.iter().any(|session| targets.iter().any(|t| session.is_to(t)));
-        if any && !initiator::iscsid_answers().await {
-            return Err(HostError::IscsidNotRunning);
-        }
-        Ok(self.iscsi().logout(targets).await)
+        let seen = self.observe_targets(&targets.iter().cloned().collect()).await?;
+        let iscsid = initiator::iscsid_answers().await;
+        let end = |session: &Session| {
+            let (sysfs, session) = (self.config.sysfs.clone(), session.clone());
+            let doing = format!("ending session {}", session.sid);
+            let end = move || {
+                let what = format!("session{} of the kernel", session.sid);
+                kernel_session::end(&sysfs, &session).map_err(HostError::io("end", what))
+            };
+            blocking::limited(doing, END_LIMIT, end).boxed()
+        };
+        Ok(self.iscsi().logout(targets, &seen.sessions, iscsid, &end).await)
     }
 
+    /// Unmounts. Where that hangs, since the map queues I/O and has no path left, I/O is made to fail:
+    /// after the whole time limit, in which a path may have come back.
     async fn unmount(&self, target: &Path) -> Result<Applied, HostError> {
         let mounts = self.mounts();
         let below = self.device_below(target, mounts.at(target).await?.map(|mount| mount.number));
@@ -198,7 +221,7 @@ impl<E: Executor> LinuxHost<E> {
         };
         let multipath = self.multipath();
         let map = match below {
-            Some(number) => multipath.find(move |map| map.number == number).await?,
+            Some(number) => multipath.numbered(number).await?,
             None => None,
         };
         match map {
@@ -211,6 +234,42 @@ impl<E: Executor> LinuxHost<E> {
             }
             _ => result,
         }
+    }
+
+    async fn shared_look(&self, scope: Scope) -> Result<Arc<HostState>, HostError> {
+        self.looks.share(scope, async |scope| self.look(scope).await).await
+    }
+
+    async fn look(&self, mut scope: Scope) -> Result<Arc<HostState>, HostError> {
+        scope.add(self.uevents.news());
+        // Where the walk fails or is given up, what was heard is lost: then the next one reads everything.
+        let mut memory = mem::take(&mut *self.memory());
+        let (sysfs, mountinfo) = (self.sysfs.clone(), self.config.mountinfo.clone());
+        let (dev, roots) = (self.config.dev.clone(), self.config.mount_roots.clone());
+        let look = move || {
+            let mounts = propagation::without_copies(&mountinfo, &roots)?;
+            let mut snapshot = sysfs.walk(&mut memory, &scope)?;
+            for map in &mut snapshot.maps {
+                map.node = map_node(&dev, &map.name, map.number);
+            }
+            let state = HostState {
+                sessions: snapshot.sessions,
+                devices: snapshot.devices,
+                nascent: snapshot.nascent,
+                maps: snapshot.maps,
+                mounts,
+            };
+            Ok((state, memory))
+        };
+        let (mut state, memory) =
+            blocking::limited("reading sysfs".to_owned(), OBSERVE_LIMIT, look).await?;
+        *self.memory() = memory;
+        self.mark_errors(&mut state).await;
+        Ok(Arc::new(state))
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The device that is, or while an unmount hangs was, mounted there: the mount leaves the list
@@ -226,6 +285,29 @@ impl<E: Executor> LinuxHost<E> {
         }
     }
 
+    /// A file system that stopped itself after an error may look writable in the list of mounts: ext4
+    /// since 2024's kernels, and XFS always. ext4 counts its errors; XFS fails all that is asked of it.
+    async fn mark_errors(&self, state: &mut HostState) {
+        let of_ours: Vec<bool> =
+            state.mounts.iter().map(|mount| state.has_device(mount.number)).collect();
+        for (mount, _) in state.mounts.iter_mut().zip(of_ours).filter(|(_, ours)| *ours) {
+            mount.errors = match mount.fs_type.parse() {
+                Ok(Filesystem::Ext4) => self.sysfs.ext4_errors(mount.number),
+                Ok(Filesystem::Xfs) => {
+                    let path = mount.target.clone();
+                    let doing = format!("asking the file system on {}", path.display());
+                    // The root directory is in memory: no device is read.
+                    let look = move || {
+                        let error = std::fs::symlink_metadata(&path).err();
+                        Ok(error.and_then(|error| error.raw_os_error()) == Some(EIO))
+                    };
+                    self.blocking.once(doing, ASK_LIMIT, look).await.unwrap_or(false)
+                }
+                Err(_) => false,
+            };
+        }
+    }
+
     fn scsi(&self) -> Scsi {
         Scsi {
             sysfs: self.sysfs.clone(),
@@ -235,7 +317,12 @@ impl<E: Executor> LinuxHost<E> {
     }
 
     fn filesystems(&self) -> Filesystems<'_, E> {
-        Filesystems { exec: &self.exec, dev: &self.config.dev, blocking: &self.blocking }
+        Filesystems {
+            exec: &self.exec,
+            dev: &self.config.dev,
+            sysfs: &self.sysfs,
+            blocking: &self.blocking,
+        }
     }
 
     fn mounts(&self) -> Mounts {
@@ -275,27 +362,18 @@ impl<E: Executor> Host for LinuxHost<E> {
         Ok(NodeFacts { connector, multipathd, iscsid })
     }
 
-    async fn observe(&self) -> Result<HostState, HostError> {
-        let (sysfs, mountinfo) = (self.sysfs.clone(), self.config.mountinfo.clone());
-        let (dev, roots) = (self.config.dev.clone(), self.config.mount_roots.clone());
-        blocking::limited("reading sysfs".to_owned(), OBSERVE_LIMIT, move || {
-            let mounts = propagation::without_copies(&mountinfo, &roots)?;
-            let mut snapshot = sysfs.snapshot()?;
-            for map in &mut snapshot.maps {
-                map.node = map_node(&dev, &map.name, map.number);
-            }
-            Ok(HostState {
-                sessions: snapshot.sessions,
-                devices: snapshot.devices,
-                nascent: snapshot.nascent,
-                maps: snapshot.maps,
-                mounts,
-            })
-        })
-        .await
+    async fn observe(&self) -> Result<Arc<HostState>, HostError> {
+        self.shared_look(Scope::everything()).await
     }
 
-    async fn contents(&self, device: &DeviceName) -> Result<Contents, HostError> {
+    async fn observe_targets(
+        &self,
+        targets: &BTreeSet<Target>,
+    ) -> Result<Arc<HostState>, HostError> {
+        self.shared_look(Scope { targets: targets.clone(), ..Scope::default() }).await
+    }
+
+    async fn contents(&self, device: &DeviceId) -> Result<Contents, HostError> {
         self.filesystems().contents(device).await
     }
 
@@ -333,6 +411,22 @@ impl<E: Executor> Host for LinuxHost<E> {
             HostOp::Mount { device, filesystem, target, read_only, options } => {
                 self.mounts().mount(device, *filesystem, target, *read_only, options).await
             }
+            HostOp::ResizeMap { name, wwid, size_bytes } => {
+                self.multipath().resize(name, wwid, *size_bytes).await
+            }
+            HostOp::GrowFilesystem { device, filesystem, target } => {
+                let mounted = self.mounts().at(target).await?;
+                if mounted.is_none_or(|mount| mount.number != device.number) {
+                    return Err(HostError::NotGrown {
+                        what: format!("{filesystem} on {}", target.display()),
+                        why: format!("{device} is not mounted there any more"),
+                    });
+                }
+                self.filesystems().grow(device, *filesystem, target).await
+            }
+            HostOp::StopQueueing { name } => self.multipath().stop_queueing(name).await,
+            HostOp::CutDisks { devices, maps } => Ok(self.scsi().cut(devices, maps).await),
+            HostOp::UnmountLazily { target } => self.mounts().unmount_lazily(target).await,
             HostOp::Unmount { target } => self.unmount(target).await,
             HostOp::RemoveDirectory { target } => self.mounts().remove_directory(target).await,
             HostOp::Logout { targets } => self.log_out(targets).await,

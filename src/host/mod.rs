@@ -9,16 +9,20 @@
 //! sysfs.rs          sessions, disks and maps as the kernel shows them        wwid.rs  VPD page 0x83
 //! scsi.rs           scan, rescan, flush, delete                 uevent.rs    the counter of events
 //! iscsiadm.rs       logins, logouts, discovery                  node_records.rs  open-iscsi's database
-//!                                                              database_lock.rs its lock
+//! kept_records.rs   records of others, set aside            database_lock.rs its lock
 //! multipath.rs      maps        multipathd.rs  its socket       blacklist.rs its configuration
-//! contents.rs       what a device holds                         filesystem.rs  mkfs, fsck
+//! pinned.rs         a device that keeps its name                xfs_twin.rs  two clones with one UUID
+//! contents.rs       what a device holds                         filesystem.rs  mkfs, fsck    growth.rs  resize
 //! mount.rs          mount, unmount    mountinfo.rs  mounts      openers.rs   who holds a device
+//! mount_point.rs    their directories, by open descriptors
 //! namespaces.rs     the host's namespaces, from a container     propagation.rs  mounts that reach the host
+//! survey.rs         what only a person looks at
+//! privacy.rs        no core dumps, no files for others to write
 //! connector.rs      what Cinder wants to know of the node       initiator.rs its name, and iscsid
 //! ```
 
 mod blacklist;
-mod blocking;
+pub(crate) mod blocking;
 mod connector;
 mod contents;
 mod database_lock;
@@ -27,41 +31,82 @@ pub mod exec;
 mod filesystem;
 #[cfg(test)]
 mod fixtures;
+mod growth;
 mod initiator;
 mod iscsiadm;
+mod kept_records;
+mod kernel_session;
 mod linux;
+mod looks;
 mod mount;
+mod mount_point;
 mod mountinfo;
 mod multipath;
 mod multipathd;
 mod namespaces;
 mod node_records;
 mod openers;
+mod pinned;
+mod privacy;
 mod propagation;
 #[cfg(any(test, feature = "testing"))]
 pub mod scripted;
 mod scsi;
+mod survey;
 mod sysfs;
 mod uevent;
 mod wwid;
+mod xfs_twin;
 
+/// What reads text that comes from elsewhere, for [`testing`](crate::testing).
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod parsers {
+    use crate::model::{Chap, MountEntry, Target};
+
+    use super::{LoginLimits, mountinfo, node_records};
+    pub(crate) use super::{
+        blacklist::blacklisting_rule, contents::signature, iscsiadm::targets, multipath::states,
+        multipathd::judge, uevent::matters, wwid::wwid_of_page83,
+    };
+
+    pub(crate) fn mounts(text: &str) -> Vec<MountEntry> {
+        mountinfo::parse(text).iter().filter_map(mountinfo::entry).collect()
+    }
+
+    /// A node record with attachd's settings; None where the credentials are refused.
+    pub(crate) fn node_record(text: &str, target: &Target, chap: &Chap) -> Option<String> {
+        let limits = LoginLimits::default();
+        let settings = node_records::settings(target, Some(chap), &limits).ok()?;
+        Some(node_records::edited(text, &settings))
+    }
+}
+
+pub(crate) use blacklist::{blacklisting_rule, rule_against_disk};
 pub use connector::{AddressSource, Network, NetworkError};
 pub use error::HostError;
+pub(crate) use initiator::{initiator_name, iscsid_answers};
 pub use iscsiadm::LoginLimits;
+pub use kept_records::KeptRecords;
 pub use linux::{LinuxConfig, LinuxHost};
+pub(crate) use multipathd::Client as MultipathdClient;
 pub use namespaces::HostNamespaces;
-pub use sysfs::{Snapshot, Sysfs};
+pub use openers::{Process, Users};
+pub use privacy::keep_memory_private;
+pub(crate) use propagation::Propagation;
+pub use sysfs::{IoCounters, Snapshot, Sysfs};
 
 use std::{
+    collections::BTreeSet,
     future::Future,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use tokio::sync::watch;
 
 use crate::model::{
-    Chap, Connector, Contents, DeviceName, Filesystem, Hctl, HostState, Lun, Multipathd, Portal,
-    Target, Wwid,
+    Chap, Connector, Contents, DeviceId, DeviceName, Filesystem, Hctl, HostState, Lun, Multipathd,
+    Portal, Target, Wwid,
 };
 
 /// What the engine asks of the node.
@@ -74,12 +119,19 @@ pub trait Host: Send + Sync {
     fn facts(&self) -> impl Future<Output = Result<NodeFacts, HostError>> + Send;
 
     /// What the kernel shows now.
-    fn observe(&self) -> impl Future<Output = Result<HostState, HostError>> + Send;
+    fn observe(&self) -> impl Future<Output = Result<Arc<HostState>, HostError>> + Send;
+
+    /// The same, for who decides on these targets: their sessions, and all that hangs on them, as they are
+    /// now. Of others, what no event told of may be some seconds old.
+    fn observe_targets(
+        &self,
+        targets: &BTreeSet<Target>,
+    ) -> impl Future<Output = Result<Arc<HostState>, HostError>> + Send;
 
     /// What a device holds; reads it, never writes.
     fn contents(
         &self,
-        device: &DeviceName,
+        device: &DeviceId,
     ) -> impl Future<Output = Result<Contents, HostError>> + Send;
 
     /// What stands at a path that a volume is to be mounted on: below an allowed root, through no
@@ -169,7 +221,7 @@ pub enum HostOp {
     /// Make a file system, after seeing once more that the device is blank.
     Format {
         /// On which device.
-        device: DeviceName,
+        device: DeviceId,
         /// Which.
         filesystem: Filesystem,
         /// A format of attachd's own was cut short on this very attachment: the device may hold its remains.
@@ -178,14 +230,14 @@ pub enum HostOp {
     /// Check and, where that is safe (`e2fsck -p`), repair a file system that isn't mounted.
     CheckFilesystem {
         /// On which device.
-        device: DeviceName,
+        device: DeviceId,
         /// Which.
         filesystem: Filesystem,
     },
     /// Mount.
     Mount {
         /// The device.
-        device: DeviceName,
+        device: DeviceId,
         /// Its file system.
         filesystem: Filesystem,
         /// Where; made if it isn't there.
@@ -195,8 +247,44 @@ pub enum HostOp {
         /// Mount options as `mount -o` takes them.
         options: Vec<String>,
     },
+    /// Have multipathd give a map the size that all its disks have. Never shrinks it.
+    ResizeMap {
+        /// Its name.
+        name: String,
+        /// Its identity.
+        wwid: Wwid,
+        /// The size of each of its disks.
+        size_bytes: u64,
+    },
+    /// Grow a mounted file system to the end of its device, unless it is there already.
+    GrowFilesystem {
+        /// On which device.
+        device: DeviceId,
+        /// Which.
+        filesystem: Filesystem,
+        /// Where it is mounted.
+        target: PathBuf,
+    },
+    /// Have a map fail its I/O where no path is left, instead of keeping it.
+    StopQueueing {
+        /// Its name.
+        name: String,
+    },
+    /// Delete disks without flushing them, whoever uses them: nothing that is not written yet reaches
+    /// the storage by them any more.
+    CutDisks {
+        /// Which; the name and the address must still belong together.
+        devices: Vec<(Hctl, DeviceName)>,
+        /// The maps that may sit on them; nothing else may.
+        maps: Vec<DeviceName>,
+    },
     /// Unmount (never lazily, never by force).
     Unmount {
+        /// Where.
+        target: PathBuf,
+    },
+    /// Take a mount out of sight whose users don't go; they keep its file system until they do.
+    UnmountLazily {
         /// Where.
         target: PathBuf,
     },

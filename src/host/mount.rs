@@ -1,33 +1,29 @@
 //! Mounts and unmounts by the system calls themselves.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs,
     io::ErrorKind,
-    os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::fs::DirBuilderExt,
-    },
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
-    mount::{MntFlags, MsFlags, mount, umount2},
-    sys::stat::Mode,
-    unistd::syncfs,
+    mount::{MntFlags, MsFlags, mount},
 };
 
-use crate::model::{DeviceName, DeviceNumber, Filesystem, MountEntry};
+use crate::model::{DeviceId, DeviceName, DeviceNumber, Filesystem, MountEntry};
 
 use super::{
     Applied, HostError, MountTarget,
     blocking::{self, Blocking},
+    mount_point::{MountPoint, Parent, root_of},
     mountinfo,
     openers::Openers,
+    pinned::pin,
     propagation::Propagation,
     sysfs::{Sysfs, map_node},
+    xfs_twin::mounted_twin,
 };
 
 /// The replay of a large journal takes its time.
@@ -82,7 +78,7 @@ impl Mounts {
     /// Mounts a device, unless exactly this is mounted there already.
     pub(crate) async fn mount(
         &self,
-        device: &DeviceName,
+        device: &DeviceId,
         filesystem: Filesystem,
         target: &Path,
         read_only: bool,
@@ -98,13 +94,13 @@ impl Mounts {
 
     fn mount_now(
         &self,
-        device: &DeviceName,
+        device: &DeviceId,
         filesystem: Filesystem,
         target: &Path,
         flags: MsFlags,
         data: &str,
     ) -> Result<bool, HostError> {
-        let number = self.sysfs.number(device)?;
+        let number = Some(device.number);
         if let Some(there) = self.mounted_at(target)? {
             if Some(there.number) == number {
                 return Ok(false);
@@ -112,44 +108,65 @@ impl Mounts {
             let by = vec![format!("{} ({})", there.source, there.number)];
             return Err(HostError::Busy { what: format!("mount point {}", target.display()), by });
         }
-        let directory = open_mount_point(target)?;
-        // By the open directory, not by its name: a link that is put in its place doesn't matter.
-        let by_fd = format!("/proc/self/fd/{}", directory.as_raw_fd());
+        let point = MountPoint::open(&self.roots, target)?;
+        let _pinned = pin(&self.dev, &self.sysfs, device)?;
+        let device = &device.name;
         let source = self.stable_path(device, number);
         let data = Some(data).filter(|data| !data.is_empty());
-        let mounted = mount(Some(&source), by_fd.as_str(), Some(filesystem.name()), flags, data);
-        mounted.map_err(|errno| HostError::Mount {
-            device: device.clone(),
-            filesystem: filesystem.name(),
-            path: target.to_owned(),
-            hint: hint(errno, filesystem),
-            source: errno.into(),
+        let mounted = mount(Some(&source), &point.path(), Some(filesystem.name()), flags, data);
+        mounted.map_err(|errno| {
+            self.twin(errno, device, number, filesystem).unwrap_or_else(|| HostError::Mount {
+                device: device.clone(),
+                filesystem: filesystem.name(),
+                path: target.to_owned(),
+                hint: hint(errno, filesystem),
+                source: errno.into(),
+            })
         })?;
+        if !number.is_some_and(|number| point.leads_to(number)) {
+            let undone = undone(&point);
+            let why = format!(
+                "it, or a directory above it, was replaced while the volume was mounted{undone}. See who else writes there"
+            );
+            return Err(HostError::MountPoint { path: target.to_owned(), why });
+        }
         if self.propagation.is_some() {
-            self.take_back_unless_on_host(device, number, target)?;
+            self.take_back_unless_on_host(&point, device, number)?;
         }
         Ok(true)
+    }
+
+    /// Why the kernel has no better word than EINVAL for a clone of a mounted XFS.
+    fn twin(
+        &self,
+        errno: Errno,
+        device: &DeviceName,
+        number: Option<DeviceNumber>,
+        filesystem: Filesystem,
+    ) -> Option<HostError> {
+        if (errno, filesystem) != (Errno::EINVAL, Filesystem::Xfs) {
+            return None;
+        }
+        let (path, mounts) = (self.dev.join(device.as_str()), &self.openers.mountinfo);
+        let (uuid, other) = mounted_twin(&self.dev, &self.sysfs, mounts, &path, number?)?;
+        Some(HostError::XfsTwin { device: device.clone(), uuid, other })
     }
 
     /// A mount that only attachd sees is none: it ends with attachd, and keeps the device busy until then.
     fn take_back_unless_on_host(
         &self,
+        point: &MountPoint,
         device: &DeviceName,
         number: Option<DeviceNumber>,
-        target: &Path,
     ) -> Result<(), HostError> {
-        let arrived = self.mounted_at(target)?.map(|there| there.number);
+        let arrived = self.mounted_at(point.target())?.map(|there| there.number);
         if arrived.is_some() && arrived == number {
             return Ok(());
         }
-        let undone = match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
-            Ok(()) => String::new(),
-            Err(errno) => format!(", and could not be undone in attachd's container: {errno}"),
-        };
         Err(HostError::NotPropagated {
             doing: format!("mounting {device} on"),
-            path: target.to_owned(),
-            why: format!("it is not among the host's mounts{undone}"),
+            path: point.target().to_owned(),
+            why: format!("it is not among the host's mounts{}", undone(point)),
         })
     }
 
@@ -165,7 +182,7 @@ impl Mounts {
     pub(crate) async fn unmount(&self, target: &Path) -> Result<Applied, HostError> {
         let (mounts, path) = (self.clone(), target.to_owned());
         let doing = format!("unmounting {}", target.display());
-        let work = move || mounts.unmount_now(&path);
+        let work = move || mounts.take_away(&path, MntFlags::empty());
         match self.blocking.once(doing, UNMOUNT_LIMIT, work).await? {
             Unmounted::Done { changed } => Ok(Applied { changed, failures: Vec::new() }),
             Unmounted::Busy(number) => {
@@ -178,7 +195,23 @@ impl Mounts {
         }
     }
 
-    fn unmount_now(&self, target: &Path) -> Result<Unmounted, HostError> {
+    /// Takes a mount out of the list though it is used: its file system goes with its last user. For a
+    /// volume that can't be reached any more.
+    pub(crate) async fn unmount_lazily(&self, target: &Path) -> Result<Applied, HostError> {
+        let (mounts, path) = (self.clone(), target.to_owned());
+        let doing = format!("unmounting {} lazily", target.display());
+        let work = move || mounts.take_away(&path, MntFlags::MNT_DETACH);
+        match self.blocking.once(doing, UNMOUNT_LIMIT, work).await? {
+            Unmounted::Done { changed } => Ok(Applied { changed, failures: Vec::new() }),
+            Unmounted::Busy(_) => {
+                let what = format!("the mount at {}", target.display());
+                Err(HostError::Busy { what, by: Vec::new() })
+            }
+        }
+    }
+
+    /// With [`MntFlags::MNT_DETACH`] what is held back is not written out before.
+    fn take_away(&self, target: &Path, how: MntFlags) -> Result<Unmounted, HostError> {
         let there = self.mounted_at(target)?;
         if let Some(there) = &there {
             // `umount2` would take that away, and leave the volume's.
@@ -187,10 +220,29 @@ impl Mounts {
                 let by = vec![format!("{} ({}) mounted over it", there.source, there.fs_type)];
                 return Err(HostError::Busy { what, by });
             }
-            write_out(target);
-            match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
-                // EINVAL, ENOENT: somebody else was faster.
-                Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            let parent = Parent::open(target)?;
+            let unmounted = parent.map_or(Ok(()), |parent| {
+                if parent.device().is_some_and(|seen| seen != there.number) {
+                    // Not what the list shows there: whatever it is, it isn't ours to unmount.
+                    return Err(Errno::EXDEV);
+                }
+                if how.is_empty() {
+                    write_out(&parent, target);
+                }
+                parent.unmount(how)
+            });
+            match unmounted {
+                Err(Errno::EXDEV)
+                    if self.propagation.is_none() && self.mounted_at(target)?.is_some() =>
+                {
+                    let why = format!(
+                        "{} is in the list of mounts there, but the path leads elsewhere: it, or a directory above it, was replaced or mounted over",
+                        there.source
+                    );
+                    return Err(HostError::MountPoint { path: target.to_owned(), why });
+                }
+                // Somebody else was faster.
+                Ok(()) | Err(Errno::EINVAL | Errno::ENOENT | Errno::EXDEV) => {}
                 Err(Errno::EBUSY) => return Ok(Unmounted::Busy(there.number)),
                 Err(errno) => return Err(HostError::io("unmount", target)(errno.into())),
             }
@@ -209,21 +261,16 @@ impl Mounts {
     /// Removes an empty directory; one that holds something isn't only ours, and stays.
     pub(crate) async fn remove_directory(&self, target: &Path) -> Result<Applied, HostError> {
         let (path, doing) = (target.to_owned(), format!("removing {}", target.display()));
-        let work = move || match fs::remove_dir(&path) {
-            Ok(()) => Ok(Applied::changed()),
-            Err(error)
-                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) =>
-            {
-                Ok(Applied::unchanged())
-            }
-            Err(error) => Err(HostError::io("remove", &path)(error)),
+        let work = move || {
+            let removed = Parent::open(&path)?.map_or(Ok(false), |parent| parent.remove())?;
+            Ok(Applied { changed: removed, failures: Vec::new() })
         };
         self.blocking.once(doing, LOOK_LIMIT, work).await
     }
 
     /// What stands at a mount path.
     pub(crate) async fn target(&self, target: &Path) -> Result<MountTarget, HostError> {
-        if !self.roots.iter().any(|root| target.starts_with(root) && target != root) {
+        if root_of(&self.roots, target).is_none() {
             let roots: Vec<_> = self.roots.iter().map(|root| root.display().to_string()).collect();
             let why = format!(
                 "it is not below an allowed root ({}); see --allowed-root",
@@ -262,14 +309,20 @@ impl Mounts {
 
 /// Writes out what the kernel holds back of a file system, since an unmount doesn't tell that it could
 /// not. What failed is lost already, so that nothing is gained by staying mounted: it is only said.
-fn write_out(target: &Path) {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let written = open(target, flags, Mode::empty()).and_then(syncfs);
-    if let Err(errno) = written {
+fn write_out(parent: &Parent, target: &Path) {
+    if let Err(errno) = parent.write_out() {
         let target = target.display();
         tracing::warn!(
             "could not write out the file system on {target}: {errno}; what was not written yet is lost"
         );
+    }
+}
+
+/// Takes a mount back; says so only where that fails.
+fn undone(point: &MountPoint) -> String {
+    match point.undo() {
+        Ok(()) => String::new(),
+        Err(errno) => format!(", and could not be undone: {errno}"),
     }
 }
 
@@ -303,29 +356,10 @@ enum Unmounted {
     Busy(DeviceNumber),
 }
 
-/// Opens the mount point; makes it where it isn't. No component of its path may be a link.
-fn open_mount_point(target: &Path) -> Result<OwnedFd, HostError> {
-    let unusable =
-        |why: &str| HostError::MountPoint { path: target.to_owned(), why: why.to_owned() };
-    if !target.is_absolute() {
-        return Err(unusable("it is not an absolute path"));
-    }
-    let made = DirBuilder::new().recursive(true).mode(0o750).create(target);
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
-    let root = File::open("/").map_err(HostError::io("open", Path::new("/")))?;
-    match openat2(&root, target, how) {
-        Ok(directory) => Ok(directory),
-        Err(Errno::ELOOP) => Err(unusable("a component of it is a symbolic link")),
-        Err(Errno::ENOTDIR) => Err(unusable("it is not a directory")),
-        Err(errno) => Err(HostError::io("make", target)(made.err().unwrap_or(errno.into()))),
-    }
-}
-
-/// Options as `mount -o` takes them, as flags and data. `read_only` has the last word.
+/// Options as `mount -o` takes them, as flags and data. `read_only` has the last word. What a volume
+/// holds may be anybody's: its device nodes and set-user-ID programs count only where that was asked for.
 fn parse_options(options: &[String], read_only: bool) -> (MsFlags, String) {
-    let mut flags = MsFlags::empty();
+    let mut flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
     let mut data = Vec::new();
     let words = options.iter().flat_map(|option| option.split(',')).map(str::trim);
     for word in words.filter(|word| !word.is_empty()) {
@@ -378,18 +412,26 @@ mod tests {
     #[test]
     fn known_options_become_flags_and_the_file_systems_own_stay_data() {
         let (flags, data) =
-            parsed(&["noatime,nodev", "discard", "nosuid", "nouuid,logbufs=8"], false);
-        assert_eq!(flags, MsFlags::MS_NOATIME | MsFlags::MS_NODEV | MsFlags::MS_NOSUID);
+            parsed(&["noatime,nodiratime", "discard", "noexec", "nouuid,logbufs=8"], false);
+        let asked = MsFlags::MS_NOATIME | MsFlags::MS_NODIRATIME | MsFlags::MS_NOEXEC;
+        assert_eq!(flags, asked | MsFlags::MS_NODEV | MsFlags::MS_NOSUID);
         assert_eq!(data, "discard,nouuid,logbufs=8");
         let (flags, data) =
             parsed(&["defaults", "_netdev,x-systemd.automount", "", " ro , rw "], false);
-        assert_eq!((flags, data.as_str()), (MsFlags::empty(), ""));
+        assert_eq!((flags, data.as_str()), (MsFlags::MS_NODEV | MsFlags::MS_NOSUID, ""));
+    }
+
+    #[test]
+    fn device_nodes_and_set_user_id_programs_of_a_volume_count_only_where_asked_for() {
+        assert_eq!(parsed(&[], false).0, MsFlags::MS_NODEV | MsFlags::MS_NOSUID);
+        assert_eq!(parsed(&["dev"], false).0, MsFlags::MS_NOSUID);
+        assert_eq!(parsed(&["suid"], false).0, MsFlags::MS_NODEV);
     }
 
     #[test]
     fn read_only_has_the_last_word() {
         let (flags, _) = parsed(&["rw"], true);
-        assert_eq!(flags, MsFlags::MS_RDONLY);
+        assert!(flags.contains(MsFlags::MS_RDONLY));
     }
 
     #[test]
@@ -409,27 +451,5 @@ mod tests {
         assert!(unusable(&root.join("file")).contains("not a directory"));
         assert!(unusable(&root.join("file/below")).contains("not a directory"));
         assert!(unusable(&root.join("link/sub")).contains("symbolic link"));
-    }
-
-    #[test]
-    fn a_mount_point_is_made_private_and_may_not_be_a_link() {
-        use std::os::unix::fs::PermissionsExt;
-        let root = tempfile::tempdir().unwrap();
-        let target = root.path().join("volumes/data");
-        open_mount_point(&target).unwrap();
-        let mode = fs::metadata(&target).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode & 0o027, 0, "{mode:o}");
-        let link = root.path().join("link");
-        symlink(&target, &link).unwrap();
-        let through = open_mount_point(&link.join("below")).unwrap_err();
-        assert_eq!(through.reason(), "UnusableMountPoint");
-        assert_eq!(open_mount_point(&link).unwrap_err().reason(), "UnusableMountPoint");
-        let file = root.path().join("file");
-        fs::write(&file, "").unwrap();
-        assert_eq!(open_mount_point(&file).unwrap_err().reason(), "UnusableMountPoint");
-        assert_eq!(
-            open_mount_point(Path::new("relative")).unwrap_err().reason(),
-            "UnusableMountPoint"
-        );
     }
 }

@@ -41,13 +41,16 @@ pub(crate) fn infos(mountinfo: &Path) -> Result<Vec<MountInfo>, HostError> {
     Ok(parse(&String::from_utf8_lossy(&text)))
 }
 
-fn parse(text: &str) -> Vec<MountInfo> {
+pub(super) fn parse(text: &str) -> Vec<MountInfo> {
     text.lines().filter_map(|line| MountInfo::from_line(line).ok()).collect()
 }
 
-fn entry(info: &MountInfo) -> Option<MountEntry> {
+pub(super) fn entry(info: &MountInfo) -> Option<MountEntry> {
     let number: crate::model::DeviceNumber = info.majmin.parse().ok()?;
-    let read_only = info.mount_options.contains_key("ro") || info.super_options.contains_key("ro");
+    // ext4 after an error: `ro` up to Linux 6.11, then `emergency_ro`; `shutdown` where it was told to.
+    let refuses = |option: &&str| info.super_options.contains_key(*option);
+    let read_only = info.mount_options.contains_key("ro")
+        || ["ro", "emergency_ro", "shutdown"].iter().any(refuses);
     Some(MountEntry {
         number,
         // Without a source the kernel writes `none`, which procfs takes away.
@@ -57,6 +60,8 @@ fn entry(info: &MountInfo) -> Option<MountEntry> {
         target: unescaped_path(&info.mount_point),
         fs_type: info.fs_type.clone(),
         read_only,
+        // The list doesn't tell.
+        errors: false,
     })
 }
 
@@ -94,6 +99,7 @@ mod tests {
 96 28 253:0 / /var/lib/attachd/volumes/my\\040data\\134x rw,noatime shared:1 master:3 - ext4 /dev/mapper/mpatha rw
 97 28 253:1 /sub /mnt/b ro,relatime - xfs /dev/dm-1 rw,attr2
 98 28 253:2 / /mnt/c rw,relatime unbindable - xfs /dev/dm-2 ro,attr2
+99 28 253:3 / /mnt/d rw,relatime - ext4 /dev/dm-3 rw,emergency_ro
 nonsense
 ";
 
@@ -102,7 +108,7 @@ nonsense
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), TEXT).unwrap();
         let mounts = mounts(file.path()).unwrap();
-        assert_eq!(mounts.len(), 4);
+        assert_eq!(mounts.len(), 5);
         assert_eq!(all(file.path()).unwrap()[0].fs_type, "sysfs");
         assert_eq!(mounts[1].target, PathBuf::from("/var/lib/attachd/volumes/my data\\x"));
         assert_eq!(mounts[1].number.to_string(), "253:0");
@@ -113,10 +119,10 @@ nonsense
     }
 
     #[test]
-    fn a_mount_is_read_only_by_either_set_of_options() {
+    fn a_mount_is_read_only_by_either_set_of_options_or_after_an_error() {
         let entries = parse(TEXT).into_iter().filter_map(|info| entry(&info));
         let read_only: Vec<bool> = entries.map(|mount| mount.read_only).collect();
-        assert_eq!(read_only, [false, false, false, true, true]);
+        assert_eq!(read_only, [false, false, false, true, true, true]);
     }
 
     #[test]

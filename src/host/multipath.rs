@@ -2,11 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
-use crate::model::{DeviceName, MultipathMap, Multipathd, Wwid};
+use crate::model::{DeviceName, DeviceNumber, MultipathMap, Multipathd, Wwid};
 
 use super::{
     Applied, HostError,
@@ -27,6 +29,17 @@ const UDEV_LIMIT: Duration = Duration::from_secs(10);
 const UDEV_STEP: Duration = Duration::from_millis(100);
 /// `multipath -w`: reads the configuration, changes one byte of a file.
 const FORGET_LIMIT: Duration = Duration::from_secs(20);
+/// A page of a file; longer where the disk is busy with others' writes.
+const SYNC_LIMIT: Duration = Duration::from_secs(30);
+
+/// The answer to `show paths raw format "%d %t"`.
+pub(crate) fn states(text: &str) -> BTreeMap<DeviceName, String> {
+    let state = |line: &str| {
+        let (device, state) = line.trim().split_once(' ')?;
+        Some((DeviceName::new(device)?, state.trim().to_owned()))
+    };
+    text.lines().filter_map(state).collect()
+}
 
 /// multipath on this node.
 #[derive(Debug)]
@@ -59,13 +72,7 @@ impl<E: Executor> Multipath<'_, E> {
     /// multipathd's opinion of each path: `active`, `failed`, `undef`.
     pub(crate) async fn path_states(&self) -> Result<BTreeMap<DeviceName, String>, HostError> {
         let text = self.client.show("show paths raw format \"%d %t\"").await?;
-        Ok(text
-            .lines()
-            .filter_map(|line| {
-                let (device, state) = line.trim().split_once(' ')?;
-                Some((DeviceName::new(device)?, state.trim().to_owned()))
-            })
-            .collect())
+        Ok(states(&text))
     }
 
     /// Has multipathd take the disks and make the map, unless it is there with all of them.
@@ -102,11 +109,9 @@ impl<E: Executor> Multipath<'_, E> {
     /// Asks multipathd to add something; that it can't yet is no error.
     async fn add_by(&self, command: &str, what: &str) -> Result<(), HostError> {
         match self.client.ask(command).await? {
-            Answer::Done(_) => {}
-            Answer::Blacklisted => return Err(HostError::Blacklisted { what: what.to_owned() }),
-            Answer::Failed(reply) => tracing::debug!(command, reply, "multipathd did not"),
+            Answer::Done(_) | Answer::Failed(_) => Ok(()),
+            Answer::Blacklisted => Err(HostError::Blacklisted { what: what.to_owned() }),
         }
-        Ok(())
     }
 
     /// The WWID that multipathd has for these disks. It takes udev's word (`ID_SERIAL`), which depends
@@ -130,18 +135,17 @@ impl<E: Executor> Multipath<'_, E> {
         let (sysfs, devices) = (self.sysfs.clone(), devices.to_vec());
         let records = self.udev_records.clone();
         blocking::limited("reading sysfs".to_owned(), SYSFS_LIMIT, move || {
-            let maps = sysfs.snapshot()?.maps;
-            let members = |map: MultipathMap| -> BTreeSet<DeviceName> {
-                let ours = map.members.into_iter().map(|member| member.device);
-                ours.filter(|device| devices.contains(device)).collect()
-            };
-            let ours = maps.into_iter().map(members).find(|ours| !ours.is_empty());
-            let mut done = true;
+            let (mut map, mut done) = (None, true);
             for device in &devices {
+                if map.is_none() {
+                    map = sysfs.map_over(device)?;
+                }
                 let number = sysfs.number(device)?;
                 done &= number.is_some_and(|number| records.join(format!("b{number}")).exists());
             }
-            Ok((ours.unwrap_or_default(), done || !records.is_dir()))
+            let members = map.into_iter().flat_map(|map| map.members).map(|member| member.device);
+            let ours = members.filter(|device| devices.contains(device)).collect();
+            Ok((ours, done || !records.is_dir()))
         })
         .await
     }
@@ -168,6 +172,65 @@ impl<E: Executor> Multipath<'_, E> {
         self.delete_map(&map).await?;
         self.forget(wwid).await;
         Ok(Applied::changed())
+    }
+
+    /// Has multipathd take over the size of a map's disks. It asks one of them only.
+    pub(crate) async fn resize(
+        &self,
+        name: &str,
+        wwid: &Wwid,
+        size_bytes: u64,
+    ) -> Result<Applied, HostError> {
+        let not_grown = |why: String| HostError::NotGrown { what: format!("map {name}"), why };
+        let before = self.size_and_others(name, wwid, size_bytes).await?;
+        let (size, others) = before.ok_or_else(|| not_grown("it is gone".to_owned()))?;
+        if let Some((disk, other)) = others.first() {
+            return Err(not_grown(format!("its disk {disk} has {other} bytes, not {size_bytes}")));
+        }
+        if size == size_bytes {
+            return Ok(Applied::unchanged());
+        }
+        if size > size_bytes {
+            return Err(not_grown(format!("{size} bytes would shrink to {size_bytes}")));
+        }
+        let command = format!("resize map {name}");
+        match self.client.ask(&command).await? {
+            Answer::Done(_) => {}
+            answer => return Err(refused(command, &answer)),
+        }
+        match self.size_and_others(name, wwid, size_bytes).await? {
+            Some((size, _)) if size == size_bytes => Ok(Applied::changed()),
+            Some((size, _)) => {
+                Err(not_grown(format!("multipathd agreed, and it has {size} bytes")))
+            }
+            None => Err(not_grown("it is gone".to_owned())),
+        }
+    }
+
+    /// A map's size, and which of its disks have another than `size_bytes`.
+    async fn size_and_others(
+        &self,
+        name: &str,
+        wwid: &Wwid,
+        size_bytes: u64,
+    ) -> Result<Option<(u64, Vec<(DeviceName, u64)>)>, HostError> {
+        let (sysfs, name, wwid) = (self.sysfs.clone(), name.to_owned(), wwid.clone());
+        blocking::limited("reading sysfs".to_owned(), SYSFS_LIMIT, move || {
+            let snapshot = sysfs.snapshot()?;
+            let is = |map: &&MultipathMap| map.name == name && map.wwid == wwid;
+            let Some(map) = snapshot.maps.iter().find(is) else { return Ok(None) };
+            let mut others = Vec::new();
+            for member in &map.members {
+                let disk = snapshot.devices.iter().find(|disk| disk.name == member.device);
+                // One that is none of a session's counts as one of another size.
+                let size = disk.map_or(0, |disk| disk.size_bytes);
+                if size != size_bytes {
+                    others.push((member.device.clone(), size));
+                }
+            }
+            Ok(Some((map.size_bytes, others)))
+        })
+        .await
     }
 
     /// `del map`, until sysfs shows no map.
@@ -220,9 +283,15 @@ impl<E: Executor> Multipath<'_, E> {
             return Ok(false);
         }
         tracing::warn!(map = map.name, "no path is left: I/O that waits for one will fail");
-        // A map that multipathd doesn't know (an orphan) makes it say `fail`.
-        self.client.ask(&format!("disablequeueing map {}", map.name)).await?;
+        self.stop_queueing(&map.name).await?;
         Ok(true)
+    }
+
+    /// Lets I/O fail where no path is left.
+    pub(crate) async fn stop_queueing(&self, name: &str) -> Result<Applied, HostError> {
+        // A map that multipathd doesn't know (an orphan) makes it say `fail`.
+        self.client.ask(&format!("disablequeueing map {name}")).await?;
+        Ok(Applied::changed())
     }
 
     /// Takes a WWID off multipath's list, so that a later disk with the same one isn't claimed for it.
@@ -237,32 +306,47 @@ impl<E: Executor> Multipath<'_, E> {
         }
     }
 
-    /// The same, where it is on the list and no map is there.
+    /// The same, where it is on the list and no map is there, and for good: multipath overwrites one byte
+    /// of the list and leaves it in memory, so that a power cut would bring the WWID back.
     pub(crate) async fn forget_gone(&self, wwid: &Wwid) -> Result<Applied, HostError> {
         let list = tokio::fs::read_to_string(&self.wwids).await.unwrap_or_default();
         let is_listed = list.lines().any(|line| line.trim_matches('/') == wwid.as_str());
-        if !is_listed || self.map(wwid).await?.is_some() {
-            return Ok(Applied::unchanged());
+        if is_listed {
+            if self.map(wwid).await?.is_some() {
+                return Ok(Applied::unchanged());
+            }
+            self.forget(wwid).await;
         }
-        self.forget(wwid).await;
-        Ok(Applied::changed())
+        let list = self.wwids.clone();
+        blocking::limited("syncing multipath's list".to_owned(), SYNC_LIMIT, move || {
+            match File::open(&list).and_then(|file| file.sync_data()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(HostError::io("sync", list)(error))
+                }
+                _ => Ok(()),
+            }
+        })
+        .await?;
+        Ok(if is_listed { Applied::changed() } else { Applied::unchanged() })
     }
 
     async fn map(&self, wwid: &Wwid) -> Result<Option<MultipathMap>, HostError> {
-        let wwid = wwid.clone();
-        self.find(move |map| map.wwid == wwid).await
+        let (sysfs, wwid) = (self.sysfs.clone(), wwid.clone());
+        let find = move || sysfs.map_of(&wwid);
+        blocking::limited("reading sysfs".to_owned(), SYSFS_LIMIT, find).await
     }
 
-    /// The first map that fits.
-    pub(crate) async fn find(
+    /// The map with a device number.
+    pub(crate) async fn numbered(
         &self,
-        fits: impl Fn(&MultipathMap) -> bool + Send + 'static,
+        number: DeviceNumber,
     ) -> Result<Option<MultipathMap>, HostError> {
         let sysfs = self.sysfs.clone();
-        blocking::limited("reading sysfs".to_owned(), SYSFS_LIMIT, move || {
-            Ok(sysfs.snapshot()?.maps.into_iter().find(fits))
-        })
-        .await
+        let find = move || match sysfs.name_of(number) {
+            Some(device) => sysfs.map_named(&device),
+            None => Ok(None),
+        };
+        blocking::limited("reading sysfs".to_owned(), SYSFS_LIMIT, find).await
     }
 }
 

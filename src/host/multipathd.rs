@@ -5,7 +5,11 @@
 //! native `size_t`, the NUL included) and the text with a NUL (`mpath_cmd.c`). What only changes
 //! something answers `ok`, `fail`, `timeout` or `permission deny: …` (`uxlsnr.c`).
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{
+    io,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -57,15 +61,24 @@ impl Client {
     /// # Errors
     /// The daemon doesn't answer, or not in time. That it refuses is an [`Answer`].
     pub(crate) async fn ask(&self, command: &str) -> Result<Answer, HostError> {
-        let unreachable = |source| HostError::MultipathdUnreachable { source };
-        let answer = if let Ok(answer) = timeout(LIMIT, self.exchange(command)).await {
-            answer.map_err(unreachable)?
-        } else {
-            let doing = format!("multipathd's answer to {command:?}");
-            return Err(HostError::TimedOut { doing, seconds: LIMIT.as_secs() });
+        let began = Instant::now();
+        let answer = match timeout(LIMIT, self.exchange(command)).await {
+            Ok(Ok(reply)) => Ok(judge(reply)),
+            Ok(Err(source)) => Err(HostError::MultipathdUnreachable { source }),
+            Err(_) => Err(HostError::TimedOut {
+                doing: format!("multipathd's answer to {command:?}"),
+                seconds: LIMIT.as_secs(),
+            }),
         };
-        tracing::debug!(command, bytes = answer.len(), "asked multipathd");
-        Ok(judge(answer))
+        let refusal = match &answer {
+            Ok(Answer::Done(_)) => None,
+            Ok(Answer::Blacklisted) => Some("blacklisted".to_owned()),
+            Ok(Answer::Failed(reply)) => Some(reply.clone()),
+            Err(error) => Some(error.to_string()),
+        };
+        let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::debug!(command, refusal, ms, "asked multipathd");
+        answer
     }
 
     /// Asks for data; a refusal is an error here.
@@ -110,7 +123,7 @@ impl Client {
     }
 }
 
-fn judge(reply: String) -> Answer {
+pub(crate) fn judge(reply: String) -> Answer {
     let word = reply.trim_end();
     if word == "blacklisted" || word.starts_with("blacklisted\n") {
         Answer::Blacklisted

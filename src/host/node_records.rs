@@ -27,13 +27,12 @@ use crate::model::{Chap, Portal, Target};
 use super::{
     HostError, LoginLimits, blocking,
     database_lock::{self, Lock},
+    kept_records::{self, Kept, KeptRecords},
 };
 
 /// Directories of the database, below the host's root.
 const ROOTS: [&str; 2] = ["etc/iscsi", "var/lib/iscsi"];
 const WRITE_LIMIT: Duration = Duration::from_secs(20);
-/// Longest CHAP name or secret, without its NUL (`AUTH_STR_MAX_LEN`).
-const LONGEST_CREDENTIAL: usize = 255;
 
 /// The database.
 #[derive(Debug, Clone)]
@@ -96,21 +95,44 @@ impl Database {
         .await
     }
 
-    /// Removes records that were made without a portal group (nothing else refers to those), and
-    /// says whether other ones are left, which iscsiadm must remove.
-    pub(crate) async fn remove_plain(&self, target: &Target) -> Result<bool, HostError> {
-        let records = self.records(target)?;
-        let (plain, other): (Vec<_>, Vec<_>) =
-            records.into_iter().partition(|record| is_of(record, target.portal));
-        if !plain.is_empty() {
-            let lock = self.lock().await?;
-            blocking::limited("removing node records".to_owned(), WRITE_LIMIT, move || {
-                let _lock = lock;
-                plain.iter().try_for_each(|record| remove(record))
-            })
-            .await?;
+    /// Sets aside what others have for a target behind a portal, unless that was done before: what is
+    /// there from now on is attachd's own.
+    pub(crate) async fn set_aside(&self, target: &Target) -> Result<(), HostError> {
+        let kept = self.kept(target);
+        if kept.iter().all(Kept::is_set_aside) {
+            return Ok(());
         }
-        Ok(!other.is_empty())
+        let lock = self.lock().await?;
+        blocking::limited("setting node records aside".to_owned(), WRITE_LIMIT, move || {
+            let _lock = lock;
+            kept.iter().try_for_each(Kept::set_aside)
+        })
+        .await
+    }
+
+    /// Removes attachd's own record (made without a portal group, so that nothing else refers to it),
+    /// and gives back what others had there.
+    pub(crate) async fn give_back(&self, target: &Target) -> Result<(), HostError> {
+        let (kept, lock) = (self.kept(target), self.lock().await?);
+        blocking::limited("removing node records".to_owned(), WRITE_LIMIT, move || {
+            let _lock = lock;
+            kept.iter().try_for_each(Kept::give_back)
+        })
+        .await
+    }
+
+    /// Every target that attachd has a node record for, or had begun to make one.
+    pub(crate) fn all_kept(&self) -> Result<Vec<KeptRecords>, HostError> {
+        let mut found = Vec::new();
+        for root in ROOTS {
+            kept_records::add_all(&self.host_root.join(root), &mut found)?;
+        }
+        Ok(found)
+    }
+
+    fn kept(&self, target: &Target) -> Vec<Kept> {
+        let roots = ROOTS.map(|root| self.host_root.join(root)).into_iter();
+        roots.filter(|root| root.is_dir()).map(|root| Kept::new(&root, target)).collect()
     }
 
     /// Takes the database's lock.
@@ -202,25 +224,14 @@ pub(crate) fn settings(
 
 /// A name or secret that the record's format would change or cut is refused.
 fn check_credentials(chap: &Chap, object: &str) -> Result<(), HostError> {
-    for (field, value) in [("username", &chap.username), ("password", chap.password.expose())] {
-        let why = if value.is_empty() {
-            "it is empty"
-        } else if value.len() > LONGEST_CREDENTIAL {
-            "it is longer than 255 bytes"
-        } else if value.chars().any(char::is_control) {
-            "it has a control character"
-        } else if value.trim() != value {
-            "it starts or ends with a blank"
-        } else {
-            continue;
-        };
+    if let Some((field, why)) = chap.flaw() {
         return Err(HostError::UnusableCredentials { field, object: object.to_owned(), why });
     }
     Ok(())
 }
 
 /// Whether a directory entry `address,port[,tpgt]` belongs to a portal.
-fn is_of(path: &Path, portal: Portal) -> bool {
+pub(super) fn is_of(path: &Path, portal: Portal) -> bool {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
     let mut parts = name.split(',');
     let address = parts.next().and_then(|text| text.parse::<IpAddr>().ok());
@@ -229,12 +240,14 @@ fn is_of(path: &Path, portal: Portal) -> bool {
 }
 
 /// A record's text with other settings, the rest as it was.
-fn edited(text: &str, settings: &[Setting]) -> String {
+pub(super) fn edited(text: &str, settings: &[Setting]) -> String {
     let name_of = |line: &str| line.split(['=', ' ', '\t']).next().unwrap_or_default().to_owned();
     let is_set =
         |line: &&str| !settings.iter().any(|(name, _)| name_of(line.trim_start()) == *name);
-    let (end, kept): (Vec<&str>, Vec<&str>) =
-        text.lines().filter(is_set).partition(|line| line.starts_with("# END RECORD"));
+    let (end, kept): (Vec<&str>, Vec<&str>) = text
+        .split_terminator('\n')
+        .filter(is_set)
+        .partition(|line| line.starts_with("# END RECORD"));
     let set = settings.iter().map(|(name, value)| format!("{name} = {value}"));
     let mut lines: Vec<String> = kept.into_iter().map(str::to_owned).collect();
     lines.extend(set);
@@ -302,7 +315,7 @@ fn sweep(directory: &Path) {
     }
 }
 
-fn remove(record: &Path) -> Result<(), HostError> {
+pub(super) fn remove(record: &Path) -> Result<(), HostError> {
     match fs::remove_file(record) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(HostError::io("remove", record)(error));
@@ -317,7 +330,7 @@ fn remove(record: &Path) -> Result<(), HostError> {
     Ok(())
 }
 
-fn list(directory: &Path) -> Result<Vec<PathBuf>, HostError> {
+pub(super) fn list(directory: &Path) -> Result<Vec<PathBuf>, HostError> {
     match fs::read_dir(directory) {
         Ok(entries) => {
             let mut paths: Vec<_> =
@@ -460,19 +473,52 @@ mod tests {
         node.database.write(vec![path.clone()], wanted("secret")).await.unwrap();
         assert!(!left.exists());
         fs::write(&left, "node.session.auth.password = secret\n").unwrap();
-        node.database.remove_plain(&target("10.0.2.2:3260")).await.unwrap();
+        let target = target("10.0.2.2:3260");
+        fs::create_dir_all(
+            node.root.path().join(format!("etc/iscsi/attachd-kept/{IQN}/kept-10.0.2.2,3260")),
+        )
+        .unwrap();
+        node.database.give_back(&target).await.unwrap();
         assert!(!path.parent().unwrap().exists());
     }
 
     #[tokio::test]
-    async fn plain_records_are_removed_and_discovered_ones_are_iscsiadms() {
+    async fn a_record_of_somebody_else_is_untouched_by_writes_and_by_the_removal() {
         let node = Node::new();
-        let plain = node.record(&format!("etc/iscsi/nodes/{IQN}/10.0.2.2,3260"));
-        assert!(!node.database.remove_plain(&target("10.0.2.2:3260")).await.unwrap());
-        assert!(!plain.parent().unwrap().exists());
-        let grouped = node.record(&format!("etc/iscsi/nodes/{IQN}/10.0.2.2,3260,1/default"));
-        assert!(node.database.remove_plain(&target("10.0.2.2:3260")).await.unwrap());
-        assert!(grouped.exists());
+        let target = target("10.0.2.2:3260");
+        for theirs in ["10.0.2.2,3260", "10.0.2.2,3260,1/default"] {
+            let theirs = node.record(&format!("etc/iscsi/nodes/{IQN}/{theirs}"));
+            let before = fs::read_to_string(&theirs).unwrap();
+            node.database.set_aside(&target).await.unwrap();
+            let own = node.record(&format!("etc/iscsi/nodes/{IQN}/10.0.2.2,3260"));
+            assert_eq!(node.database.records(&target).unwrap(), std::slice::from_ref(&own));
+            node.database.write(vec![own], wanted("secret")).await.unwrap();
+            node.database.give_back(&target).await.unwrap();
+            assert_eq!(node.database.records(&target).unwrap(), std::slice::from_ref(&theirs));
+            assert_eq!(fs::read_to_string(&theirs).unwrap(), before);
+            fs::remove_dir_all(node.root.path().join("etc/iscsi/nodes")).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_set_aside_is_told_once_for_a_target_in_whichever_place_it_lies() {
+        let node = Node::new();
+        fs::create_dir_all(node.root.path().join("var/lib/iscsi")).unwrap();
+        assert_eq!(node.database.all_kept().unwrap(), []);
+        let (with, without) = (target("10.0.2.2:3260"), target("[fd00:2::2]:3260"));
+        node.record(&format!("etc/iscsi/nodes/{IQN}/10.0.2.2,3260"));
+        for target in [&with, &without] {
+            node.database.set_aside(target).await.unwrap();
+        }
+        let mut kept = node.database.all_kept().unwrap();
+        kept.sort_by_key(|kept| !kept.holds_others);
+        let expected = [(with.clone(), true), (without.clone(), false)]
+            .map(|(target, holds_others)| KeptRecords { target, holds_others });
+        assert_eq!(kept, expected);
+        for target in [&with, &without] {
+            node.database.give_back(target).await.unwrap();
+        }
+        assert_eq!(node.database.all_kept().unwrap(), []);
     }
 
     #[test]

@@ -2,17 +2,18 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fmt, fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use nix::sys::stat::{major, minor};
+use serde::Serialize;
 
 use crate::model::DeviceNumber;
 
-use super::{blocking, mountinfo};
+use super::{HostError, blocking, mountinfo};
 
 /// Most names that an error lists.
 const MOST: usize = 8;
@@ -20,6 +21,30 @@ const MOST: usize = 8;
 const WALK: Duration = Duration::from_secs(2);
 /// A `stat` may hang on a file system whose device is gone.
 const LIMIT: Duration = Duration::from_secs(4);
+
+/// A process that uses a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Process {
+    /// Its number on the host.
+    pub pid: u32,
+    /// Its program's name.
+    pub name: String,
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} ({})", self.pid, self.name)
+    }
+}
+
+/// Who holds a device, beside its mounts on the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Users {
+    /// Processes that have it open, or a file on it.
+    pub processes: Vec<Process>,
+    /// Mounts of it in containers that are none of the host's.
+    pub containers: Vec<String>,
+}
 
 /// Finds out who holds something.
 #[derive(Debug, Clone)]
@@ -34,28 +59,41 @@ impl Openers {
         let openers = self.clone();
         let walk = move || {
             let mut by = openers.mounted(device);
-            by.extend(openers.processes(&[device], true).remove(0));
+            by.extend(openers.processes(&[device], true).remove(0).iter().map(Process::to_string));
             Ok(by)
         };
         let found = blocking::limited(format!("looking who holds {device}"), LIMIT, walk).await;
         found.unwrap_or_default()
     }
 
-    /// For each disk the processes that use it itself, found in one walk. multipathd keeps every disk
-    /// open for its checks, and udev looks at one whenever it changes: both let go by themselves.
+    /// For each disk the processes that use it itself, found in one walk; the daemons that let go by
+    /// themselves left out.
     pub(crate) async fn users_of_disks(&self, disks: Vec<DeviceNumber>) -> Vec<Vec<String>> {
-        const DAEMONS: [&str; 4] =
-            ["(multipathd)", "(systemd-udevd)", "(udevd)", "((udev-worker))"];
         let (openers, count) = (self.clone(), disks.len());
         let walk = move || {
-            let mut users = openers.processes(&disks, false);
-            for by in &mut users {
-                by.retain(|holder| !DAEMONS.iter().any(|daemon| holder.ends_with(daemon)));
-            }
-            Ok(users)
+            let users = openers.processes(&disks, false).into_iter();
+            let words = |by: Vec<Process>| {
+                by.iter().filter(|user| !is_daemon(user)).map(Process::to_string).collect()
+            };
+            Ok(users.map(words).collect())
         };
         let found = blocking::limited("looking who uses disks".to_owned(), LIMIT, walk).await;
         found.unwrap_or_else(|_| vec![Vec::new(); count])
+    }
+
+    /// For each device who holds it, found in one walk; the daemons that let go by themselves left out.
+    pub(crate) async fn users(&self, devices: Vec<DeviceNumber>) -> Result<Vec<Users>, HostError> {
+        let openers = self.clone();
+        let walk = move || {
+            let containers = openers.mounted_elsewhere(&devices).into_iter();
+            let processes = openers.processes(&devices, true).into_iter();
+            let users = processes.zip(containers).map(|(mut processes, containers)| {
+                processes.retain(|user| !is_daemon(user));
+                Users { processes, containers }
+            });
+            Ok(users.collect())
+        };
+        blocking::limited("looking who holds devices".to_owned(), LIMIT, walk).await
     }
 
     /// The mounts alone.
@@ -71,19 +109,19 @@ impl Openers {
     pub(crate) async fn other_namespaces(&self, device: DeviceNumber) -> Vec<String> {
         let openers = self.clone();
         let doing = format!("looking which containers have {device} mounted");
-        let walk = move || Ok(openers.mounted_elsewhere(device));
+        let walk = move || Ok(openers.mounted_elsewhere(&[device]).remove(0));
         blocking::limited(doing, LIMIT, walk).await.unwrap_or_default()
     }
 
-    fn mounted_elsewhere(&self, device: DeviceNumber) -> Vec<String> {
+    fn mounted_elsewhere(&self, devices: &[DeviceNumber]) -> Vec<Vec<String>> {
         let namespace = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
         let host = self.mountinfo.parent().and_then(namespace);
         let own = namespace(Path::new("/proc/self"));
         let mut seen: BTreeSet<PathBuf> = host.into_iter().chain(own).collect();
         let began = Instant::now();
-        let mut by = Vec::new();
+        let mut found = vec![Vec::new(); devices.len()];
         for entry in fs::read_dir(&self.proc).into_iter().flatten().filter_map(Result::ok) {
-            if began.elapsed() > WALK || by.len() == MOST {
+            if began.elapsed() > WALK || found.iter().all(|by| by.len() == MOST) {
                 break;
             }
             let (process, name) = (entry.path(), entry.file_name());
@@ -92,17 +130,20 @@ impl Openers {
                 continue;
             }
             let mounts = mountinfo::mounts(&process.join("mountinfo")).unwrap_or_default();
-            if let Some(mount) = mounts.iter().find(|mount| mount.number == device) {
-                let comm = fs::read_to_string(process.join("comm")).unwrap_or_default();
-                by.push(format!(
-                    "the mount at {} of the container of process {} ({})",
-                    mount.target.display(),
-                    name.display(),
-                    comm.trim_end()
-                ));
+            for (device, by) in devices.iter().zip(&mut found) {
+                let mount = mounts.iter().find(|mount| mount.number == *device);
+                if let Some(mount) = mount.filter(|_| by.len() < MOST) {
+                    let comm = fs::read_to_string(process.join("comm")).unwrap_or_default();
+                    by.push(format!(
+                        "the mount at {} of the container of process {} ({})",
+                        mount.target.display(),
+                        name.display(),
+                        comm.trim_end()
+                    ));
+                }
             }
         }
-        by
+        found
     }
 
     fn mounted(&self, device: DeviceNumber) -> Vec<String> {
@@ -112,7 +153,7 @@ impl Openers {
     }
 
     /// For each device the processes that use it; `mapped`: also those that only map a file on it.
-    fn processes(&self, devices: &[DeviceNumber], mapped: bool) -> Vec<Vec<String>> {
+    fn processes(&self, devices: &[DeviceNumber], mapped: bool) -> Vec<Vec<Process>> {
         let began = Instant::now();
         let mut found = vec![Vec::new(); devices.len()];
         for entry in fs::read_dir(&self.proc).into_iter().flatten().filter_map(Result::ok) {
@@ -126,12 +167,14 @@ impl Openers {
             if pid == std::process::id() {
                 continue;
             }
-            let open = open_devices(&entry.path());
+            let mut used = open_devices(&entry.path());
+            if mapped {
+                used.extend(mapped_devices(&entry.path()));
+            }
             for (device, by) in devices.iter().zip(&mut found) {
-                let uses = open.contains(device) || mapped && maps(&entry.path(), *device);
-                if uses && by.len() < MOST {
+                if used.contains(device) && by.len() < MOST {
                     let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-                    by.push(format!("process {pid} ({})", name.trim_end()));
+                    by.push(Process { pid, name: name.trim_end().to_owned() });
                 }
             }
         }
@@ -158,10 +201,21 @@ fn open_devices(process: &Path) -> BTreeSet<DeviceNumber> {
 
 /// A mapped file keeps its file system busy even when it is closed:
 /// `7f… r-xp 00000000 fd:00 12 /lib/x`, the device in hexadecimal.
-fn maps(process: &Path, device: DeviceNumber) -> bool {
-    let wanted = format!("{:02x}:{:02x}", device.major, device.minor);
+fn mapped_devices(process: &Path) -> BTreeSet<DeviceNumber> {
     let maps = fs::read_to_string(process.join("maps")).unwrap_or_default();
-    maps.lines().any(|line| line.split_ascii_whitespace().nth(3) == Some(wanted.as_str()))
+    let devices = maps.lines().filter_map(|line| line.split_ascii_whitespace().nth(3));
+    let number = |text: &str| {
+        let (major, minor) = text.split_once(':')?;
+        let hex = |part| u32::from_str_radix(part, 16).ok();
+        Some(DeviceNumber { major: hex(major)?, minor: hex(minor)? })
+    };
+    devices.filter_map(number).collect()
+}
+
+/// multipathd keeps every disk open for its checks, and udev looks at one whenever it changes: both let
+/// go by themselves.
+fn is_daemon(process: &Process) -> bool {
+    ["multipathd", "systemd-udevd", "udevd", "(udev-worker)"].contains(&process.name.as_str())
 }
 
 #[cfg(test)]
@@ -186,7 +240,7 @@ mod tests {
         }
         let openers =
             Openers { proc: proc.path().to_owned(), mountinfo: proc.path().join("1/mountinfo") };
-        let by = openers.mounted_elsewhere(DeviceNumber { major: 8, minor: 1 });
+        let by = openers.mounted_elsewhere(&[DeviceNumber { major: 8, minor: 1 }]).remove(0);
         assert_eq!(by.len(), 1, "{by:?}");
         assert!(by[0].starts_with("the mount at /data of the container of process 2"), "{by:?}");
     }
@@ -202,9 +256,10 @@ mod tests {
         };
         assert!(open_devices(Path::new("/proc/self")).contains(&number(device)));
         let program = fs::metadata("/proc/self/exe").unwrap().dev();
-        assert!(maps(Path::new("/proc/self"), number(program)) || major(program) == 0);
+        let mapped = mapped_devices(Path::new("/proc/self"));
+        assert!(mapped.contains(&number(program)) || major(program) == 0);
         let none = DeviceNumber { major: 4095, minor: 77 };
         assert!(!open_devices(Path::new("/proc/self")).contains(&none));
-        assert!(!maps(Path::new("/proc/self"), none));
+        assert!(!mapped.contains(&none));
     }
 }

@@ -1,7 +1,7 @@
 //! SCSI disks: find one LUN, read a disk's identity anew, delete a disk.
 
 use std::{
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -77,7 +77,7 @@ impl Scsi {
     async fn delete_one(&self, hctl: Hctl, name: &DeviceName) -> Result<bool, HostError> {
         let (scsi, expected) = (self.clone(), name.clone());
         let flush = move || {
-            if !scsi.is_still(hctl, &expected)? {
+            if !scsi.is_still(hctl, &expected, &[])? {
                 return Ok(false);
             }
             flush(&scsi.dev.join(expected.as_str())).map(|()| true)
@@ -87,7 +87,7 @@ impl Scsi {
         }
         let (scsi, expected) = (self.clone(), name.clone());
         let delete = move || {
-            if !scsi.is_still(hctl, &expected)? {
+            if !scsi.is_still(hctl, &expected, &[])? {
                 return Ok(false);
             }
             let file = scsi.sysfs.scsi_device(hctl).join("delete");
@@ -99,8 +99,46 @@ impl Scsi {
         self.blocking.once(format!("deleting {name} ({hctl})"), DELETE_LIMIT, delete).await
     }
 
-    /// Whether the address still has that disk (`false`: neither of them is there), and nobody sits on it.
-    fn is_still(&self, hctl: Hctl, expected: &DeviceName) -> Result<bool, HostError> {
+    /// Deletes disks without flushing them. First all of them refuse I/O, so that none carries on
+    /// while another one goes.
+    pub(crate) async fn cut(&self, devices: &[(Hctl, DeviceName)], maps: &[DeviceName]) -> Applied {
+        let each = |doing: &'static str, file: &'static str, text: &'static str| {
+            let cuts = devices.iter().map(move |(hctl, name)| {
+                let (scsi, hctl, expected, maps) =
+                    (self.clone(), *hctl, name.clone(), maps.to_vec());
+                let what = format!("{name} ({hctl})");
+                let work = move || {
+                    if !scsi.is_still(hctl, &expected, &maps)? {
+                        return Ok(false);
+                    }
+                    let file = scsi.sysfs.scsi_device(hctl).join(file);
+                    match poke(&file, text) {
+                        Err(error) if gone(&error) => Ok(false),
+                        result => result.map(|()| true).map_err(HostError::io("write to", file)),
+                    }
+                };
+                let work = self.blocking.once(format!("{doing} {what}"), DELETE_LIMIT, work);
+                async move { (what, work.await) }
+            });
+            join_all(cuts)
+        };
+        for (what, result) in each("taking offline", "state", "offline").await {
+            // One whose session was given up fails its I/O already, and can't be told so.
+            if let Err(error) = result {
+                tracing::debug!(disk = what, "could not take it offline: {error}");
+            }
+        }
+        gather(each("deleting", "delete", "1").await)
+    }
+
+    /// Whether the address still has that disk (`false`: neither of them is there), and nobody sits on
+    /// it but these.
+    fn is_still(
+        &self,
+        hctl: Hctl,
+        expected: &DeviceName,
+        but: &[DeviceName],
+    ) -> Result<bool, HostError> {
         match self.sysfs.disk_at(hctl)? {
             Some(found) if &found == expected => {}
             None if !self.sysfs.scsi_device(hctl).exists() => return Ok(false),
@@ -108,7 +146,8 @@ impl Scsi {
                 return Err(HostError::DeviceChanged { hctl, expected: expected.clone(), found });
             }
         }
-        let holders = self.sysfs.holders(expected)?;
+        let mut holders = self.sysfs.holders(expected)?;
+        holders.retain(|holder| !but.contains(holder));
         if holders.is_empty() {
             return Ok(true);
         }
@@ -126,17 +165,26 @@ impl Scsi {
 /// no change of it. A disk that can't do I/O any more has nothing to flush it to: its file system was
 /// unmounted, or its map flushed, before.
 pub(crate) fn flush(device: &Path) -> Result<(), HostError> {
-    let opened = OpenOptions::new().read(true).custom_flags(OFlag::O_EXCL.bits()).open(device);
-    match opened.and_then(|file| file.sync_all()) {
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Err(HostError::Busy {
-            what: device.display().to_string(),
-            by: vec!["a file system, a map or another claim within the kernel".to_owned()],
-        }),
+    match open_unclaimed(device)?.and_then(|file| file.sync_all()) {
         Err(error) if gone(&error) || error.raw_os_error() == Some(libc::EIO) => {
             tracing::warn!(device = %device.display(), %error, "could not flush a device that fails its I/O");
             Ok(())
         }
         result => result.map_err(HostError::io("flush", device)),
+    }
+}
+
+/// Opens a block device that nobody has claimed.
+pub(crate) fn open_unclaimed(device: &Path) -> Result<io::Result<File>, HostError> {
+    let opened = OpenOptions::new().read(true).custom_flags(OFlag::O_EXCL.bits()).open(device);
+    match opened {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Err(HostError::Busy {
+            what: device.display().to_string(),
+            by: vec![
+                "a file system, a format, a map or another claim within the kernel".to_owned(),
+            ],
+        }),
+        opened => Ok(opened),
     }
 }
 
@@ -234,6 +282,26 @@ mod tests {
         assert_eq!(applied.failures[0].1.to_string(), "sda is in use by md0");
         assert_eq!(node.written("class/scsi_device/0:0:0:1/device/delete"), "");
         assert_eq!(node.written("class/scsi_device/1:0:0:1/device/delete"), "");
+    }
+
+    #[tokio::test]
+    async fn disks_that_are_cut_off_are_offline_before_one_of_them_goes_and_only_their_map_may_sit_on_them()
+     {
+        let node = node();
+        let disks = [disk("0:0:0:1", "sdb"), disk("1:0:0:1", "sda")];
+        let holders =
+            node.scsi.sysfs.scsi_device("1:0:0:1".parse().unwrap()).join("block/sda/holders");
+        fs::create_dir_all(holders.join("dm-0")).unwrap();
+        let refused = node.scsi.cut(&disks[1..], &[]).await;
+        assert_eq!(refused.failures[0].1.to_string(), "sda is in use by dm-0");
+        assert_eq!(node.written("class/scsi_device/1:0:0:1/device/delete"), "");
+        let applied = node.scsi.cut(&disks, &[DeviceName::new("dm-0").unwrap()]).await;
+        assert!(applied.changed && applied.failures.is_empty(), "{:?}", applied.failures);
+        for address in ["0:0:0:1", "1:0:0:1"] {
+            let device = format!("class/scsi_device/{address}/device");
+            assert!(node.written(&format!("{device}/state")).starts_with("offline"));
+            assert_eq!(node.written(&format!("{device}/delete")), "1");
+        }
     }
 
     #[tokio::test]

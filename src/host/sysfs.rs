@@ -11,22 +11,30 @@
 //! Everything here can vanish while it is read; what vanishes is left out.
 
 use std::{
-    fs, io,
-    os::unix::fs::{FileTypeExt, MetadataExt},
-    path::{Path, PathBuf},
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    io::{self, Read as _},
+    mem,
+    os::unix::fs::{DirEntryExt as _, FileTypeExt, MetadataExt},
+    path::{Component, Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use nix::sys::stat::{major, minor};
+use serde::Serialize;
 
 use crate::model::{
     DeviceName, DeviceNumber, DeviceState, Hctl, Iqn, MapMember, MultipathMap, Portal, ScsiDevice,
-    Session, SessionState,
+    Session, SessionState, Target, Wwid,
 };
 
 use super::{HostError, wwid::wwid_of_page83};
 
 /// The prefix of the dm UUID of maps that multipath made (multipath-tools' `UUID_PREFIX`).
 const MPATH: &str = "mpath-";
+
+/// Of the kernel's smallest.
+const PAGE: usize = 4096;
 
 /// `iscsi_session/target_id` while no target is set (`ISCSI_MAX_TARGET`, -1).
 const NO_TARGET: &str = "4294967295";
@@ -50,6 +58,76 @@ pub struct Snapshot {
     pub maps: Vec<MultipathMap>,
 }
 
+/// What a walk must read, whatever the last one saw of it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Scope {
+    /// All there is.
+    pub(crate) everything: bool,
+    /// The sessions to these targets, and all that hangs on them.
+    pub(crate) targets: BTreeSet<Target>,
+    /// The sessions of these SCSI hosts, the same.
+    pub(crate) hosts: BTreeSet<u32>,
+    /// Maps, by their kernel names (`dm-3`).
+    pub(crate) maps: BTreeSet<String>,
+}
+
+impl Scope {
+    /// All there is.
+    pub(crate) fn everything() -> Self {
+        Self { everything: true, ..Self::default() }
+    }
+
+    /// Takes in another one.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.everything |= other.everything;
+        self.targets.extend(other.targets);
+        self.hosts.extend(other.hosts);
+        self.maps.extend(other.maps);
+    }
+
+    fn has_session(&self, session: &Session) -> bool {
+        self.hosts.contains(&session.host)
+            || self.targets.iter().any(|target| session.is_to(target))
+    }
+}
+
+/// How long a walk may take what the last one saw for what is there: the kernel has no event for each
+/// change of a session's or a disk's state.
+const GOOD: Duration = Duration::from_secs(5);
+
+/// What the last walk saw, by the inode numbers of the directory entries: sysfs gives none of them twice
+/// (`kernfs_ino()`), so that another session of the same name is another one here.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    sessions: BTreeMap<u64, Seen<OneSession>>,
+    maps: BTreeMap<u64, Seen<MultipathMap>>,
+}
+
+#[derive(Debug)]
+struct Seen<T> {
+    what: T,
+    at: Instant,
+}
+
+/// A session and its disks.
+#[derive(Debug)]
+struct OneSession {
+    session: Session,
+    devices: Vec<ScsiDevice>,
+    nascent: Vec<Hctl>,
+}
+
+/// How many commands the kernel sent to a disk, and what became of them, since the disk is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct IoCounters {
+    /// Sent.
+    pub requested: u64,
+    /// Ended, well or not.
+    pub done: u64,
+    /// Ended with an error; some errors are a disk's way to tell of a change.
+    pub failed: u64,
+}
+
 impl Sysfs {
     /// The tree below `root`.
     pub fn new(root: impl Into<PathBuf>) -> Self {
@@ -58,58 +136,87 @@ impl Sysfs {
 
     /// Walks sessions, their disks and the maps. Blocks.
     pub fn snapshot(&self) -> Result<Snapshot, HostError> {
-        let mut snapshot = Snapshot::default();
-        for (name, path) in self.list("class/iscsi_session")? {
-            if let Some(session) = self.session(&name, &path)? {
-                disks_of(&path, &mut snapshot)?;
-                snapshot.sessions.push(session);
-            }
+        self.walk(&mut Memory::default(), &Scope::everything())
+    }
+
+    /// The same; what isn't in the scope may be what the last walk saw, at most [`GOOD`] ago. Blocks.
+    pub(crate) fn walk(&self, memory: &mut Memory, scope: &Scope) -> Result<Snapshot, HostError> {
+        let mut last = mem::take(memory);
+        let now = Instant::now();
+        let good = |at: Instant| !scope.everything && now.duration_since(at) < GOOD;
+        // Of what was not read anew.
+        let mut known = BTreeSet::new();
+        let mut held_by = BTreeSet::new();
+        for (name, link, number) in self.list("class/iscsi_session")? {
+            let seen = last.sessions.remove(&number);
+            let seen = seen.filter(|seen| good(seen.at) && !scope.has_session(&seen.what.session));
+            let seen = if let Some(seen) = seen {
+                known.extend(seen.what.devices.iter().map(|device| device.name.clone()));
+                seen
+            } else {
+                let Some(what) = one_session(&name, link)? else { continue };
+                held_by.extend(what.devices.iter().flat_map(|device| device.holders.clone()));
+                Seen { what, at: now }
+            };
+            memory.sessions.insert(number, seen);
         }
-        for (name, path) in self.list("block")? {
-            if name.starts_with("dm-")
-                && let Some(map) = Self::map(&name, &path)?
+        for (name, link, number) in self.maps_and_others()? {
+            let seen = last.maps.remove(&number).filter(|seen| {
+                good(seen.at)
+                    && !scope.maps.contains(&name)
+                    && !held_by.contains(&seen.what.device)
+                    && !seen.what.members.is_empty()
+                    && seen.what.members.iter().all(|member| known.contains(&member.device))
+            });
+            let seen = match seen {
+                Some(seen) => seen,
+                None => match Self::map(&name, &resolved(link))? {
+                    Some(what) => Seen { what, at: now },
+                    None => continue,
+                },
+            };
+            memory.maps.insert(number, seen);
+        }
+        Ok(memory.snapshot())
+    }
+
+    /// The multipath map with this identity. Blocks.
+    pub(crate) fn map_of(&self, wwid: &Wwid) -> Result<Option<MultipathMap>, HostError> {
+        for (name, link, _) in self.maps_and_others()? {
+            if uuid(&link)?.as_ref() == Some(wwid)
+                && let Some(map) = Self::map(&name, &resolved(link))?
             {
-                snapshot.maps.push(map);
+                return Ok(Some(map));
             }
         }
-        snapshot.sessions.sort_by_key(|session| session.sid);
-        snapshot.devices.sort_by_key(|device| device.hctl);
-        snapshot.nascent.sort();
-        snapshot.maps.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(snapshot)
+        Ok(None)
     }
 
-    fn session(&self, name: &str, path: &Path) -> Result<Option<Session>, HostError> {
-        let number = name.strip_prefix("session").and_then(|sid| sid.parse::<u32>().ok());
-        let (Some(sid), Some(host)) = (number, host_of(path)) else { return Ok(None) };
-        let iqn = text(&path.join("targetname"))?.and_then(|text| text.parse::<Iqn>().ok());
-        let tpgt = parsed::<u16>(&path.join("tpgt"))?;
-        let state = match text(&path.join("state"))?.as_deref() {
-            Some("LOGGED_IN") => SessionState::LoggedIn,
-            Some("FAILED") => SessionState::Failed,
-            _ => SessionState::Free,
-        };
-        let (Some(iqn), Some(portal), Some(tpgt)) = (iqn, self.portal(sid)?, tpgt) else {
-            return Ok(None);
-        };
-        Ok(Some(Session { sid, host, iqn, portal, tpgt, state }))
+    /// The multipath map over a disk. Blocks.
+    pub(crate) fn map_over(&self, disk: &DeviceName) -> Result<Option<MultipathMap>, HostError> {
+        for holder in self.holders(disk)? {
+            if let Some(map) = self.map_named(&holder)? {
+                return Ok(Some(map));
+            }
+        }
+        Ok(None)
     }
 
-    /// The portal that was asked for, of the session's leading connection.
-    fn portal(&self, sid: u32) -> Result<Option<Portal>, HostError> {
-        let path = self.root.join(format!("class/iscsi_connection/connection{sid}:0"));
-        let address = text(&path.join("persistent_address"))?
-            .and_then(|text| text.trim_matches(['[', ']']).parse().ok());
-        let port = parsed::<u16>(&path.join("persistent_port"))?;
-        Ok(address.zip(port).map(|(address, port)| Portal::new(address, port)))
+    /// The multipath map that a block device is. Blocks.
+    pub(crate) fn map_named(&self, device: &DeviceName) -> Result<Option<MultipathMap>, HostError> {
+        Self::map(device.as_str(), &resolved(self.root.join("block").join(device.as_str())))
+    }
+
+    fn maps_and_others(&self) -> Result<Vec<(String, PathBuf, u64)>, HostError> {
+        let mut found = self.list("block")?;
+        found.retain(|(name, ..)| name.starts_with("dm-"));
+        Ok(found)
     }
 
     fn map(name: &str, path: &Path) -> Result<Option<MultipathMap>, HostError> {
-        let wwid = text(&path.join("dm/uuid"))?
-            .and_then(|uuid| uuid.strip_prefix(MPATH).and_then(|wwid| wwid.parse().ok()));
         let number = parsed::<DeviceNumber>(&path.join("dev"))?;
         let (Some(wwid), Some(device), Some(number), Some(map), Some(sectors)) = (
-            wwid,
+            uuid(path)?,
             DeviceName::new(name),
             number,
             text(&path.join("dm/name"))?,
@@ -117,13 +224,17 @@ impl Sysfs {
         ) else {
             return Ok(None);
         };
-        let members = names(&path.join("slaves"))?;
+        // A disk that was deleted leaves its link until the map lets go of it.
+        let slaves = path.join("slaves");
+        let mut members = names(&slaves)?;
+        members.retain(|member: &DeviceName| slaves.join(member.as_str()).exists());
         Ok(Some(MultipathMap {
             node: None,
             name: map,
             wwid,
             device,
             number,
+            diskseq: parsed(&path.join("diskseq"))?,
             size_bytes: sectors.saturating_mul(512),
             read_only: flag(&path.join("ro"))?,
             members: members
@@ -137,6 +248,19 @@ impl Sysfs {
     /// The directory of a SCSI device.
     pub(crate) fn scsi_device(&self, hctl: Hctl) -> PathBuf {
         self.root.join(format!("class/scsi_device/{hctl}/device"))
+    }
+
+    /// What the kernel counted at a disk since it is there.
+    pub(crate) fn io_counters(&self, hctl: Hctl) -> Result<Option<IoCounters>, HostError> {
+        let device = self.scsi_device(hctl);
+        let count = |name: &str| -> Result<Option<u64>, HostError> {
+            let text = text(&device.join(name))?;
+            let digits = |text: &str| u64::from_str_radix(text.strip_prefix("0x")?, 16).ok();
+            Ok(text.as_deref().and_then(digits))
+        };
+        let counted = (count("iorequest_cnt")?, count("iodone_cnt")?, count("ioerr_cnt")?);
+        let (Some(requested), Some(done), Some(failed)) = counted else { return Ok(None) };
+        Ok(Some(IoCounters { requested, done, failed }))
     }
 
     /// The disk that a SCSI address has now.
@@ -154,6 +278,26 @@ impl Sysfs {
         parsed(&self.root.join("block").join(device.as_str()).join("dev"))
     }
 
+    /// See [`DeviceId::diskseq`](crate::model::DeviceId::diskseq).
+    pub(crate) fn diskseq(&self, device: &DeviceName) -> Result<Option<u64>, HostError> {
+        parsed(&self.root.join("block").join(device.as_str()).join("diskseq"))
+    }
+
+    /// The name that a number has now.
+    pub(crate) fn name_of(&self, number: DeviceNumber) -> Option<DeviceName> {
+        let link = fs::read_link(self.root.join(format!("dev/block/{number}"))).ok()?;
+        DeviceName::new(link.file_name()?.to_str()?)
+    }
+
+    /// Whether the ext4 on a block device met errors since it was last checked.
+    pub(crate) fn ext4_errors(&self, number: DeviceNumber) -> bool {
+        let name = self.name_of(number);
+        let count =
+            name.map(|name| self.root.join("fs/ext4").join(name.as_str()).join("errors_count"));
+        let count = count.and_then(|path| parsed::<u64>(&path).ok().flatten());
+        count.is_some_and(|count| count > 0)
+    }
+
     /// A map's name; `None` for what isn't one.
     pub(crate) fn map_name(&self, device: &DeviceName) -> Option<String> {
         text(&self.root.join("block").join(device.as_str()).join("dm/name")).ok().flatten()
@@ -164,7 +308,8 @@ impl Sysfs {
     /// adapters have more than one session on a host).
     pub(crate) fn scan_file(&self, host: u32) -> Result<(PathBuf, String), HostError> {
         let mut target = None;
-        for (_, path) in self.list("class/iscsi_session")? {
+        for (_, path, _) in self.list("class/iscsi_session")? {
+            let path = resolved(path);
             if host_of(&path) == Some(host) {
                 target = text(&path.join("target_id"))?.filter(|id| id != NO_TARGET);
             }
@@ -174,18 +319,78 @@ impl Sysfs {
     }
 
     /// A class or `block`; empty where the kernel has no such thing (its module isn't loaded).
-    fn list(&self, below: &str) -> Result<Vec<(String, PathBuf)>, HostError> {
+    fn list(&self, below: &str) -> Result<Vec<(String, PathBuf, u64)>, HostError> {
         if !self.root.join("class").exists() {
             let source = io::Error::from(io::ErrorKind::NotFound);
             return Err(HostError::io("read", self.root.join("class"))(source));
         }
-        entries(&self.root.join(below))
+        numbered(&self.root.join(below))
     }
 }
 
+impl Memory {
+    fn snapshot(&self) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        for OneSession { session, devices, nascent } in
+            self.sessions.values().map(|seen| &seen.what)
+        {
+            snapshot.sessions.push(session.clone());
+            snapshot.devices.extend_from_slice(devices);
+            snapshot.nascent.extend_from_slice(nascent);
+        }
+        snapshot.maps.extend(self.maps.values().map(|seen| seen.what.clone()));
+        snapshot.sessions.sort_by_key(|session| session.sid);
+        snapshot.devices.sort_by_key(|device| device.hctl);
+        snapshot.nascent.sort();
+        snapshot.maps.sort_by(|a, b| a.name.cmp(&b.name));
+        snapshot
+    }
+}
+
+/// The WWID in the dm UUID of a multipath map.
+fn uuid(path: &Path) -> Result<Option<Wwid>, HostError> {
+    let uuid = text(&path.join("dm/uuid"))?;
+    Ok(uuid.and_then(|uuid| uuid.strip_prefix(MPATH)?.parse().ok()))
+}
+
+fn one_session(name: &str, link: PathBuf) -> Result<Option<OneSession>, HostError> {
+    // …/host2/session1/iscsi_session/session1
+    let path = resolved(link);
+    let Some(device) = path.parent().and_then(Path::parent) else { return Ok(None) };
+    let Some(session) = session(name, &path, device)? else { return Ok(None) };
+    let mut found = OneSession { session, devices: Vec::new(), nascent: Vec::new() };
+    disks_of(device, &mut found)?;
+    Ok(Some(found))
+}
+
+fn session(name: &str, path: &Path, device: &Path) -> Result<Option<Session>, HostError> {
+    let number = name.strip_prefix("session").and_then(|sid| sid.parse::<u32>().ok());
+    let (Some(sid), Some(host)) = (number, host_of(path)) else { return Ok(None) };
+    let iqn = text(&path.join("targetname"))?.and_then(|text| text.parse::<Iqn>().ok());
+    let tpgt = parsed::<u16>(&path.join("tpgt"))?;
+    let state = match text(&path.join("state"))?.as_deref() {
+        Some("LOGGED_IN") => SessionState::LoggedIn,
+        Some("FAILED") => SessionState::Failed,
+        _ => SessionState::Free,
+    };
+    let (Some(iqn), Some(portal), Some(tpgt)) = (iqn, portal(device, sid)?, tpgt) else {
+        return Ok(None);
+    };
+    Ok(Some(Session { sid, host, iqn, portal, tpgt, state }))
+}
+
+/// The portal that was asked for, of the session's leading connection.
+fn portal(session: &Path, sid: u32) -> Result<Option<Portal>, HostError> {
+    let path = session.join(format!("connection{sid}:0/iscsi_connection/connection{sid}:0"));
+    let address = text(&path.join("persistent_address"))?
+        .and_then(|text| text.trim_matches(['[', ']']).parse().ok());
+    let port = parsed::<u16>(&path.join("persistent_port"))?;
+    Ok(address.zip(port).map(|(address, port)| Portal::new(address, port)))
+}
+
 /// All disks of a session, those to come included.
-fn disks_of(session: &Path, found: &mut Snapshot) -> Result<(), HostError> {
-    for (name, target) in entries(&session.join("device"))? {
+fn disks_of(session: &Path, found: &mut OneSession) -> Result<(), HostError> {
+    for (name, target) in entries(session)? {
         if !name.starts_with("target") {
             continue;
         }
@@ -229,8 +434,9 @@ fn disk(hctl: Hctl, path: &Path) -> Result<Option<ScsiDevice>, HostError> {
         hctl,
         name,
         number,
+        diskseq: parsed(&block.join("diskseq"))?,
         size_bytes: sectors.saturating_mul(512),
-        wwid: readable(&path.join("vpd_pg83"), fs::read(path.join("vpd_pg83")))?
+        wwid: readable(&path.join("vpd_pg83"), attribute(&path.join("vpd_pg83")))?
             .and_then(|page| wwid_of_page83(&page)),
         vendor: text(&path.join("vendor"))?.unwrap_or_default(),
         model: text(&path.join("model"))?.unwrap_or_default(),
@@ -240,10 +446,23 @@ fn disk(hctl: Hctl, path: &Path) -> Result<Option<ScsiDevice>, HostError> {
     }))
 }
 
-/// The SCSI host in a session's real path (`…/host2/session1/…`).
+/// Where a link of sysfs leads to. Below a link the kernel makes its text anew for each file.
+fn resolved(link: PathBuf) -> PathBuf {
+    let Ok(to) = fs::read_link(&link) else { return link };
+    let mut path = link;
+    path.pop();
+    for part in to.components() {
+        match part {
+            Component::ParentDir => drop(path.pop()),
+            part => path.push(part),
+        }
+    }
+    path
+}
+
+/// The SCSI host in a session's own path (`…/host2/session1/…`).
 fn host_of(session: &Path) -> Option<u32> {
-    let real = fs::canonicalize(session).ok()?;
-    let mut hosts = real
+    let mut hosts = session
         .components()
         .filter_map(|part| part.as_os_str().to_str()?.strip_prefix("host")?.parse::<u32>().ok());
     hosts.next_back()
@@ -267,8 +486,15 @@ fn readable<T>(path: &Path, result: io::Result<T>) -> Result<Option<T>, HostErro
     }
 }
 
+/// An attribute: the kernel gives the whole of it, a page at most, to the first read.
+fn attribute(path: &Path) -> io::Result<Vec<u8>> {
+    let mut page = [0; PAGE];
+    let length = File::open(path)?.read(&mut page)?;
+    Ok(page[..length].to_vec())
+}
+
 fn text(path: &Path) -> Result<Option<String>, HostError> {
-    let bytes = readable(path, fs::read(path))?;
+    let bytes = readable(path, attribute(path))?;
     Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()))
 }
 
@@ -281,12 +507,17 @@ fn flag(path: &Path) -> Result<bool, HostError> {
 }
 
 fn entries(directory: &Path) -> Result<Vec<(String, PathBuf)>, HostError> {
+    Ok(numbered(directory)?.into_iter().map(|(name, path, _)| (name, path)).collect())
+}
+
+/// With their inode numbers.
+fn numbered(directory: &Path) -> Result<Vec<(String, PathBuf, u64)>, HostError> {
     let Some(entries) = readable(directory, fs::read_dir(directory))? else {
         return Ok(Vec::new());
     };
     let named = entries.filter_map(Result::ok).filter_map(|entry| {
         let name = entry.file_name().to_str()?.to_owned();
-        Some((name, entry.path()))
+        Some((name, entry.path(), entry.ino()))
     });
     let mut named: Vec<_> = named.collect();
     named.sort();
@@ -312,6 +543,23 @@ mod tests {
     use crate::host::fixtures;
 
     const WWID: &str = "36e0afa839db0b2600447d09eda0f9451";
+
+    #[test]
+    fn errors_of_an_ext4_are_found_by_its_device_number() {
+        let tree = tempfile::tempdir().unwrap();
+        let number = DeviceNumber { major: 253, minor: 0 };
+        let sysfs = Sysfs::new(tree.path());
+        assert!(!sysfs.ext4_errors(number), "nothing is there");
+        for directory in ["dev/block", "devices/virtual/block/dm-0", "fs/ext4/dm-0"] {
+            fs::create_dir_all(tree.path().join(directory)).unwrap();
+        }
+        let link = tree.path().join("dev/block/253:0");
+        std::os::unix::fs::symlink("../../devices/virtual/block/dm-0", link).unwrap();
+        for (count, errors) in [("0\n", false), ("1007\n", true)] {
+            fs::write(tree.path().join("fs/ext4/dm-0/errors_count"), count).unwrap();
+            assert_eq!(sysfs.ext4_errors(number), errors);
+        }
+    }
 
     fn hctl(text: &str) -> Hctl {
         text.parse().unwrap()
@@ -360,6 +608,98 @@ mod tests {
         let members: Vec<_> = map.members.iter().map(|member| member.device.as_str()).collect();
         assert_eq!(members, ["sda", "sdb"]);
         assert!(map.holders.is_empty());
+    }
+
+    /// Takes each disk of the captured node offline, and gives the map another size: no event tells of it.
+    fn change_quietly(tree: &Path) {
+        for disk in ["host0/session4/target0:0:0/0:0:0:1", "host1/session5/target1:0:0/1:0:0:1"] {
+            fs::write(tree.join("devices/platform").join(disk).join("state"), "offline\n").unwrap();
+        }
+        fs::write(tree.join("devices/virtual/block/dm-0/size"), "8\n").unwrap();
+    }
+
+    /// Which disks are seen offline, and whether the map is seen with its new size.
+    fn changes_seen(snapshot: &Snapshot) -> (Vec<&str>, bool) {
+        let offline = snapshot.devices.iter().filter(|disk| disk.state == DeviceState::Offline);
+        (offline.map(|disk| disk.name.as_str()).collect(), snapshot.maps[0].size_bytes == 8 * 512)
+    }
+
+    #[test]
+    fn a_walk_reads_what_is_in_its_scope_and_takes_the_rest_from_the_last_one() {
+        let of_target = Target {
+            portal: "10.0.3.2:27551".parse().unwrap(),
+            iqn: Sysfs::new(fixtures::sysfs("two-paths").path()).snapshot().unwrap().sessions[0]
+                .iqn
+                .clone(),
+        };
+        let target = Scope { targets: [of_target].into(), ..Scope::default() };
+        let host = Scope { hosts: [0].into(), ..Scope::default() };
+        let map = Scope { maps: ["dm-0".to_owned()].into(), ..Scope::default() };
+        for (scope, disks, the_map) in [
+            (Scope::default(), vec![], false),
+            // A map over a disk that is read is read, too.
+            (target, vec!["sda"], true),
+            (host, vec!["sdb"], true),
+            (map, vec![], true),
+            (Scope::everything(), vec!["sdb", "sda"], true),
+        ] {
+            let tree = fixtures::sysfs("two-paths");
+            let (sysfs, mut memory) = (Sysfs::new(tree.path()), Memory::default());
+            let first = sysfs.walk(&mut memory, &Scope::default()).unwrap();
+            assert_eq!(first, sysfs.snapshot().unwrap(), "without a memory all is read");
+            change_quietly(tree.path());
+            let second = sysfs.walk(&mut memory, &scope).unwrap();
+            assert_eq!(changes_seen(&second), (disks, the_map), "{scope:?}");
+            let third = sysfs.walk(&mut memory, &Scope::everything()).unwrap();
+            assert_eq!(third, sysfs.snapshot().unwrap());
+        }
+    }
+
+    #[test]
+    fn what_came_or_went_is_seen_in_any_scope() {
+        let tree = fixtures::sysfs("two-paths");
+        let (sysfs, mut memory) = (Sysfs::new(tree.path()), Memory::default());
+        sysfs.walk(&mut memory, &Scope::default()).unwrap();
+        let class = tree.path().join("class/iscsi_session");
+        let link = fs::read_link(class.join("session4")).unwrap();
+        fs::remove_file(class.join("session4")).unwrap();
+        let seen = sysfs.walk(&mut memory, &Scope::default()).unwrap();
+        assert_eq!((seen.sessions.len(), seen.devices.len()), (1, 1));
+        std::os::unix::fs::symlink(link, class.join("session4")).unwrap();
+        let seen = sysfs.walk(&mut memory, &Scope::default()).unwrap();
+        assert_eq!(seen, sysfs.snapshot().unwrap());
+        fs::remove_file(tree.path().join("block/dm-0")).unwrap();
+        assert!(sysfs.walk(&mut memory, &Scope::default()).unwrap().maps.is_empty());
+    }
+
+    #[test]
+    fn what_was_seen_is_not_taken_for_what_is_there_for_long() {
+        let tree = fixtures::sysfs("two-paths");
+        let (sysfs, mut memory) = (Sysfs::new(tree.path()), Memory::default());
+        sysfs.walk(&mut memory, &Scope::default()).unwrap();
+        for seen in memory.sessions.values_mut() {
+            seen.at = seen.at.checked_sub(GOOD).unwrap();
+        }
+        change_quietly(tree.path());
+        let seen = sysfs.walk(&mut memory, &Scope::default()).unwrap();
+        assert_eq!(seen, sysfs.snapshot().unwrap());
+    }
+
+    #[test]
+    fn maps_are_found_by_identity_disk_and_number_without_reading_the_others() {
+        let tree = fixtures::sysfs("two-paths");
+        let sysfs = Sysfs::new(tree.path());
+        let map = sysfs.snapshot().unwrap().maps.remove(0);
+        assert_eq!(sysfs.map_of(&map.wwid).unwrap().as_ref(), Some(&map));
+        assert_eq!(
+            sysfs.map_of(&"36e0000000000000000000000000000000".parse().unwrap()).unwrap(),
+            None
+        );
+        let disk = |name: &str| DeviceName::new(name).unwrap();
+        assert_eq!(sysfs.map_over(&disk("sdb")).unwrap().as_ref(), Some(&map));
+        assert_eq!(sysfs.map_over(&disk("sdz")).unwrap(), None);
+        assert_eq!(sysfs.map_named(&disk("dm-0")).unwrap(), Some(map));
+        assert_eq!(sysfs.map_named(&disk("sda")).unwrap(), None);
     }
 
     #[test]
@@ -435,5 +775,15 @@ mod tests {
         assert_eq!(sysfs.scan_file(1).unwrap().1, "0 7");
         fs::write(other.join("target_id"), "4294967295\n").unwrap();
         assert_eq!(sysfs.scan_file(1).unwrap().1, "0 0");
+    }
+
+    #[test]
+    fn a_disk_that_was_deleted_is_no_member_of_the_map_that_still_holds_on_to_it() {
+        let tree = fixtures::sysfs("two-paths");
+        let disk = "devices/platform/host1/session5/target1:0:0/1:0:0:1/block/sda";
+        fs::remove_dir_all(tree.path().join(disk)).unwrap();
+        let snapshot = Sysfs::new(tree.path()).snapshot().unwrap();
+        let members: Vec<_> = snapshot.maps[0].members.iter().map(|m| m.device.as_str()).collect();
+        assert_eq!(members, ["sdb"]);
     }
 }

@@ -35,6 +35,8 @@ pub struct Heard<'a> {
     pub outcome: Result<u16, &'static str>,
     /// The server's request id, or ours where none came back.
     pub request_id: Option<&'a str>,
+    /// The server's clock, as its header `Date` has it.
+    pub date: Option<&'a str>,
     /// How long it took.
     pub took: Duration,
 }

@@ -154,7 +154,8 @@ impl Credentials {
         Secret::new(json!({"auth": auth}))
     }
 
-    pub(super) fn secret(&self) -> &str {
+    /// What the user proves it with.
+    pub(crate) fn secret(&self) -> &str {
         match &self.method {
             Method::Password { password: secret, .. }
             | Method::ApplicationCredential { secret, .. }

@@ -243,6 +243,8 @@ impl Session {
                 Err(_) => Err("KeystoneUnreachable"),
             },
             request_id: received.as_ref().ok().and_then(|received| request_id(&received.headers)),
+            // Cinder's is of interest.
+            date: None,
             took,
         });
         let (url, ms) = (url.to_string(), took.as_millis());

@@ -50,7 +50,7 @@ struct Role {
 
 impl Token {
     /// Reads Keystone's answer; else what is wrong with it, without quoting it.
-    pub(super) fn read(
+    pub(crate) fn read(
         headers: &HeaderMap,
         body: &[u8],
         asked: Instant,

@@ -47,6 +47,11 @@ impl<C: BlockStorage> BlockStorage for Measured<C> {
         self.call("reserve", self.cinder.reserve(volume, instance, mode)).await
     }
 
+    async fn is_service(&self) -> Result<bool, CinderError> {
+        // Asks Keystone at most, which is counted where it is asked.
+        self.cinder.is_service().await
+    }
+
     async fn update(
         &self,
         id: AttachmentId,

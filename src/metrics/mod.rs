@@ -56,6 +56,8 @@ pub enum Operation {
     Attach,
     /// Detach it.
     Detach,
+    /// Bring back what is missing of an attached one.
+    Heal,
 }
 
 impl Operation {
@@ -63,6 +65,7 @@ impl Operation {
         match self {
             Self::Attach => "attach",
             Self::Detach => "detach",
+            Self::Heal => "heal",
         }
     }
 }
@@ -168,7 +171,7 @@ impl Metrics {
         registry.register("build", "The version that runs", version);
         registry.register_with_unit(
             "operation_duration",
-            "How long attaches and detaches of requests took, each try by itself",
+            "How long attaches, detaches and heals of requests took, each try by itself",
             Unit::Seconds,
             self.operations.clone(),
         );
@@ -218,6 +221,7 @@ impl Metrics {
             Progress::Done { phase, took, .. } => (phase, took, SUCCESS),
             Progress::Failed { phase, took, .. } => (phase, took, ERROR),
             Progress::Lost
+            | Progress::GivenUp { .. }
             | Progress::Started { .. }
             | Progress::Waiting { .. }
             | Progress::Warning { .. } => {
@@ -340,6 +344,7 @@ const fn step(phase: Phase) -> &'static str {
         Phase::Filesystem => "filesystem",
         Phase::Mount => "mount",
         Phase::Complete => "complete",
+        Phase::Cut => "cut",
         Phase::Unmount => "unmount",
         Phase::RemoveMap => "remove_map",
         Phase::DeleteDevices => "delete_devices",

@@ -6,6 +6,12 @@ use super::{
     AccessMode, Chap, Iqn, IqnError, Lun, Portal, PortalError, Secret, Target, TargetPath,
 };
 
+/// Largest LUN. Storage that addresses in more than 32 bits isn't known.
+const MAX_LUN: u64 = u32::MAX as u64;
+
+/// Longest word of Cinder's that an error quotes.
+const MAX_QUOTED: usize = 80;
+
 /// Connection info that attachd can't use. Never carries a secret: credentials are not quoted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectionInfoError {
@@ -45,6 +51,40 @@ pub enum ConnectionInfoError {
         /// `auth_method`.
         method: String,
     },
+    /// More ways than any storage has.
+    #[error(
+        "Cinder's connection_info names {count} portals; attachd takes {most}, and no storage has more. See what Cinder's back end is configured to export", most = ConnectionInfo::MAX_PATHS
+    )]
+    TooManyPaths {
+        /// How many.
+        count: usize,
+    },
+    /// A number that no SCSI address holds.
+    #[error("Cinder's connection_info names LUN {lun}, which is none: the largest is {MAX_LUN}")]
+    Lun {
+        /// Which.
+        lun: Lun,
+    },
+    /// No storage listens there.
+    #[error(
+        "Cinder's connection_info names the portal {portal}, and {why}; set the back end's target_ip_address to the storage's own"
+    )]
+    PortalAddress {
+        /// Which.
+        portal: Portal,
+        /// Why not.
+        why: &'static str,
+    },
+    /// A name or secret that would change open-iscsi's settings, or be changed there.
+    #[error(
+        "the {field} of CHAP in Cinder's connection_info can't be used: {why}; change it at the storage (it is not shown here)"
+    )]
+    Credentials {
+        /// `username` or `password`.
+        field: &'static str,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// LUKS below Cinder; attachd would show the ciphertext.
     #[error(
         "the volume is encrypted by Cinder (connection_info.encrypted); attachd does not unlock it"
@@ -70,6 +110,9 @@ pub struct ConnectionInfo {
 }
 
 impl ConnectionInfo {
+    /// Most ways to one volume: arrays have up to 32 portals.
+    pub const MAX_PATHS: usize = 128;
+
     /// Reads Cinder's `connection_info`, flat (as it comes today) or nested under `data` (older).
     ///
     /// # Errors
@@ -79,7 +122,7 @@ impl ConnectionInfo {
         let top = value.as_object().ok_or(missing("driver_volume_type"))?;
         let driver = text(top, "driver_volume_type").ok_or(missing("driver_volume_type"))?;
         if driver != "iscsi" {
-            return Err(ConnectionInfoError::NotIscsi { driver: driver.to_owned() });
+            return Err(ConnectionInfoError::NotIscsi { driver: quoted(driver) });
         }
         let data = top.get("data").and_then(Value::as_object).unwrap_or(top);
         if data.get("encrypted").and_then(Value::as_bool) == Some(true) {
@@ -131,6 +174,9 @@ fn plural(data: &Map<String, Value>) -> Result<Option<Vec<TargetPath>>, Connecti
             luns: luns.len(),
         });
     }
+    if iqns.len() > ConnectionInfo::MAX_PATHS {
+        return Err(ConnectionInfoError::TooManyPaths { count: iqns.len() });
+    }
     let missing = |key| ConnectionInfoError::Missing { key };
     let mut seen = BTreeSet::new();
     let mut paths = Vec::new();
@@ -142,6 +188,7 @@ fn plural(data: &Map<String, Value>) -> Result<Option<Vec<TargetPath>>, Connecti
             },
             lun: lun(number).ok_or(missing("target_luns"))?,
         };
+        check(&path)?;
         if seen.insert(path.clone()) {
             paths.push(path);
         }
@@ -151,13 +198,29 @@ fn plural(data: &Map<String, Value>) -> Result<Option<Vec<TargetPath>>, Connecti
 
 fn singular(data: &Map<String, Value>) -> Result<TargetPath, ConnectionInfoError> {
     let missing = |key| ConnectionInfoError::Missing { key };
-    Ok(TargetPath {
+    let path = TargetPath {
         target: Target {
             iqn: text(data, "target_iqn").ok_or(missing("target_iqn"))?.parse()?,
             portal: text(data, "target_portal").ok_or(missing("target_portal"))?.parse()?,
         },
         lun: data.get("target_lun").and_then(lun).ok_or(missing("target_lun"))?,
-    })
+    };
+    check(&path)?;
+    Ok(path)
+}
+
+fn quoted(word: &str) -> String {
+    word.chars().take(MAX_QUOTED).collect()
+}
+
+/// What each part may be is settled by its type; this is what only a hostile or broken Cinder names.
+fn check(path: &TargetPath) -> Result<(), ConnectionInfoError> {
+    let portal = path.target.portal;
+    match portal.flaw() {
+        Some(why) => Err(ConnectionInfoError::PortalAddress { portal, why }),
+        None if path.lun.0 > MAX_LUN => Err(ConnectionInfoError::Lun { lun: path.lun }),
+        None => Ok(()),
+    }
 }
 
 fn chap(
@@ -169,15 +232,20 @@ fn chap(
     match text(data, method) {
         None => Ok(None),
         Some(name) if name.eq_ignore_ascii_case("none") => Ok(None),
-        Some(name) if name.eq_ignore_ascii_case("chap") => Ok(Some(Chap {
-            username: text(data, username)
-                .ok_or(ConnectionInfoError::Missing { key: username })?
-                .to_owned(),
-            password: text(data, password)
-                .map(|secret| Secret::new(secret.to_owned()))
-                .ok_or(ConnectionInfoError::Missing { key: password })?,
-        })),
-        Some(other) => Err(ConnectionInfoError::AuthMethod { method: other.to_owned() }),
+        Some(name) if name.eq_ignore_ascii_case("chap") => {
+            let missing = |key| ConnectionInfoError::Missing { key };
+            let chap = Chap {
+                username: text(data, username).ok_or(missing(username))?.to_owned(),
+                password: text(data, password)
+                    .map(|secret| Secret::new(secret.to_owned()))
+                    .ok_or(missing(password))?,
+            };
+            match chap.flaw() {
+                Some((field, why)) => Err(ConnectionInfoError::Credentials { field, why }),
+                None => Ok(Some(chap)),
+            }
+        }
+        Some(other) => Err(ConnectionInfoError::AuthMethod { method: quoted(other) }),
     }
 }
 
@@ -266,5 +334,102 @@ mod tests {
         let mut value = recorded();
         value["encrypted"] = json!(true);
         assert_eq!(ConnectionInfo::parse(&value), Err(ConnectionInfoError::Encrypted));
+    }
+    /// The recorded info with one key changed.
+    fn with(key: &str, value: Value) -> Value {
+        let mut info = recorded();
+        info[key] = value;
+        info
+    }
+
+    #[test]
+    fn what_a_hostile_cinder_could_name_is_refused_and_credentials_are_not_quoted() {
+        let iqn = "iqn.2010-10.org.openstack:volume-7a29c609-53cc-4134-830f-6d08a0b9da91";
+        let iqns = |bad: &str| with("target_iqns", json!([iqn, bad]));
+        let portals = |bad: &str| with("target_portals", json!(["10.0.2.2:3260", bad]));
+        let many = |number: usize| {
+            let mut info = recorded();
+            info["target_iqns"] = json!(vec![iqn; number]);
+            info["target_portals"] = json!(vec!["10.0.2.2:3260"; number]);
+            info["target_luns"] = json!(vec![1; number]);
+            info
+        };
+        let hostile = [
+            iqns("--login"),
+            iqns("-o"),
+            iqns("iqn.2010-10.org/../../../etc/shadow"),
+            iqns("iqn.2010-10.org x -o delete"),
+            iqns("iqn.2010-10.org\nnode.startup = automatic"),
+            iqns("iqn.2010-10.org\0x"),
+            iqns("iqn.2010-10.org'x"),
+            iqns("iqn.2010-10.org\"x"),
+            iqns("iqn.2010-10.org$(reboot)"),
+            iqns("iqn.2010-10.org\u{202e}x"),
+            iqns("iqn.2010-10.org\u{2028}x"),
+            iqns(&format!("iqn.2010-10.org:{}", "x".repeat(300))),
+            portals("-p"),
+            portals("10.0.2.2:3260 --login"),
+            portals("10.0.2.2:3260\n"),
+            portals("storage.example:3260"),
+            portals("10.0.2.2:3260,1,--login"),
+            portals("[fe80::1%eth0]:3260"),
+            portals("0.0.0.0:3260"),
+            portals("[::]:3260"),
+            portals("169.254.169.254:80"),
+            portals("[::ffff:169.254.169.254]:80"),
+            portals("[fe80::a9fe:a9fe]:80"),
+            portals("[fd00:ec2::254]:80"),
+            portals("224.0.0.1:3260"),
+            portals("255.255.255.255:3260"),
+            with("target_luns", json!([1, -1])),
+            with("target_luns", json!([1, 1.5])),
+            with("target_luns", json!([1, 1e30])),
+            with("target_luns", json!([1, u64::MAX])),
+            with("target_luns", json!([1, "1 2"])),
+            with("target_luns", json!([1, "../1"])),
+            many(ConnectionInfo::MAX_PATHS + 1),
+            many(1_000_000),
+            with("driver_volume_type", json!("x".repeat(1_000_000))),
+            with("auth_method", json!("x".repeat(1_000_000))),
+        ];
+        for info in hostile {
+            let error = ConnectionInfo::parse(&info).expect_err(&info.to_string()).to_string();
+            assert!(error.len() < 1000, "{} bytes", error.len());
+        }
+        assert_eq!(ConnectionInfo::parse(&many(ConnectionInfo::MAX_PATHS)).unwrap().paths.len(), 1);
+        for key in ["auth_username", "auth_password"] {
+            for bad in [
+                "U9NXSok\nnode.startup = automatic",
+                "U9NXSok\rx",
+                "U9NXSok\0x",
+                " U9NXSok",
+                "U9NXSok\u{85}",
+                &"U9NXSok".repeat(100),
+            ] {
+                let error = ConnectionInfo::parse(&with(key, json!(bad))).unwrap_err();
+                assert!(matches!(error, ConnectionInfoError::Credentials { .. }), "{error:?}");
+                assert!(!format!("{error} {error:?}").contains("U9NX"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_portal_is_checked_as_a_list_of_them_is() {
+        let alone = |key: &str, value: Value| {
+            let mut info = with(key, value);
+            for key in ["target_portals", "target_iqns", "target_luns"] {
+                info.as_object_mut().unwrap().remove(key);
+            }
+            ConnectionInfo::parse(&info)
+        };
+        assert!(alone("cacheable", json!(false)).is_ok());
+        for (key, value) in [
+            ("target_portal", json!("169.254.169.254:80")),
+            ("target_portal", json!("--login")),
+            ("target_iqn", json!("-T")),
+            ("target_lun", json!(u64::MAX)),
+        ] {
+            assert!(alone(key, value.clone()).is_err(), "{key}: {value}");
+        }
     }
 }

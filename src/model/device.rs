@@ -116,7 +116,7 @@ impl DeviceName {
     /// A name as sysfs lists it; `None` for what can't be one.
     pub fn new(name: &str) -> Option<Self> {
         let plain = !name.is_empty()
-            && !name.starts_with('.')
+            && !name.starts_with(['.', '-'])
             && name
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'!' | b'.'));
@@ -137,6 +137,24 @@ impl DeviceName {
 impl fmt::Display for DeviceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// A block device that is meant, and no other that the kernel gives its name and number to later.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct DeviceId {
+    /// Its name.
+    pub name: DeviceName,
+    /// Its number.
+    pub number: DeviceNumber,
+    /// The kernel's count of block devices when this one came (`/sys/block/*/diskseq`): it is never given
+    /// again. `None` before Linux 5.15.
+    pub diskseq: Option<u64>,
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name.fmt(f)
     }
 }
 
@@ -163,7 +181,9 @@ impl FromStr for Wwid {
 
     fn from_str(text: &str) -> Result<Self, WwidError> {
         let plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'/' | b'"' | b'\'' | b'\\');
-        if text.is_empty() || text.len() > 255 || !text.bytes().all(plain) {
+        // Not an option either: it stands on multipath's command line.
+        let is_option = text.starts_with('-');
+        if text.is_empty() || text.len() > 255 || is_option || !text.bytes().all(plain) {
             return Err(WwidError(text.chars().take(80).collect()));
         }
         Ok(Self(text.to_owned()))
@@ -249,8 +269,17 @@ mod tests {
     #[test]
     fn a_device_name_can_not_leave_dev() {
         assert_eq!(DeviceName::new("dm-0").unwrap().path(), PathBuf::from("/dev/dm-0"));
-        for bad in ["", "..", "../sda", "a/b", "sd a"] {
+        for bad in ["", "..", "../sda", "a/b", "sd a", "-", "-sda"] {
             assert!(DeviceName::new(bad).is_none(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_wwid_can_not_be_an_option_a_path_or_quoted() {
+        assert_eq!("1IET_00010001".parse::<Wwid>().unwrap().as_str(), "1IET_00010001");
+        for bad in ["", "-W", "--help", "3a b", "3/a", "3\"", "3'", "3\n", "3\\", &"3".repeat(256)]
+        {
+            assert!(bad.parse::<Wwid>().is_err(), "{bad:?} was accepted");
         }
     }
 }

@@ -1,6 +1,6 @@
 use std::{
     fmt,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     str::FromStr,
 };
 
@@ -10,6 +10,16 @@ use super::Secret;
 
 /// The port of an iSCSI portal where none is written (RFC 7143, IANA 3260).
 pub const DEFAULT_ISCSI_PORT: u16 = 3260;
+
+/// Where clouds tell their instances secrets.
+const METADATA: [IpAddr; 3] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
+    IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+];
+
+/// Longest name or secret of CHAP in bytes: open-iscsi's fields have room for that.
+const MAX_CREDENTIAL: usize = 255;
 
 /// Longest iSCSI name in bytes (RFC 7143 section 4.2.7.1).
 const MAX_NAME: usize = 223;
@@ -117,6 +127,18 @@ impl Portal {
     pub const fn port(&self) -> u16 {
         self.0.port()
     }
+
+    /// Why no storage can listen there, where that is plain: whoever names such a portal wants the
+    /// node to talk to something else. Loopback can be right: a Cinder beside its only node exports there.
+    pub fn flaw(&self) -> Option<&'static str> {
+        match self.address().to_canonical() {
+            address if address.is_unspecified() => Some("it is no address of a host"),
+            address if address.is_multicast() => Some("it is a multicast address"),
+            IpAddr::V4(v4) if v4.is_broadcast() => Some("it is a broadcast address"),
+            address if METADATA.contains(&address) => Some("it is a cloud's metadata service"),
+            IpAddr::V4(_) | IpAddr::V6(_) => None,
+        }
+    }
 }
 
 impl FromStr for Portal {
@@ -131,8 +153,14 @@ impl FromStr for Portal {
             Some(_) => return Err(error()),
             None => text,
         };
-        if let Ok(socket) = bare.parse::<SocketAddr>() {
-            return if socket.port() == 0 { Err(error()) } else { Ok(Self(socket)) };
+        match bare.parse::<SocketAddr>() {
+            // A zone is a matter of one node, and of no name in open-iscsi's database.
+            Ok(SocketAddr::V6(v6)) if v6.scope_id() != 0 || v6.flowinfo() != 0 => {
+                return Err(error());
+            }
+            Ok(socket) if socket.port() == 0 => return Err(error()),
+            Ok(socket) => return Ok(Self(socket)),
+            Err(_) => {}
         }
         let unbracketed = bare.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
         let address = match unbracketed {
@@ -230,6 +258,29 @@ pub struct Chap {
     pub password: Secret<String>,
 }
 
+impl Chap {
+    /// The field, and why a file of open-iscsi's can't hold it: a line break would be a setting of its
+    /// own, and blanks at the ends would be lost.
+    pub fn flaw(&self) -> Option<(&'static str, &'static str)> {
+        [("username", &self.username), ("password", self.password.expose())].into_iter().find_map(
+            |(field, value)| {
+                let why = if value.is_empty() {
+                    "it is empty"
+                } else if value.len() > MAX_CREDENTIAL {
+                    "it is longer than 255 bytes"
+                } else if value.chars().any(char::is_control) {
+                    "it has a control character"
+                } else if value.trim() != value {
+                    "it starts or ends with a blank"
+                } else {
+                    return None;
+                };
+                Some((field, why))
+            },
+        )
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -270,9 +321,15 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Portal>().unwrap().to_string(), shown, "{text}");
         }
-        for bad in
-            ["", "host:3260", "10.0.2.2:0", "10.0.2.2:99999", "10.0.2.2:3260,x", "[10.0.2.2]:3260"]
-        {
+        for bad in [
+            "",
+            "host:3260",
+            "10.0.2.2:0",
+            "10.0.2.2:99999",
+            "10.0.2.2:3260,x",
+            "[10.0.2.2]:3260",
+            "[fe80::1%2]:3260",
+        ] {
             assert!(bad.parse::<Portal>().is_err(), "{bad:?} was accepted");
         }
     }

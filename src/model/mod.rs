@@ -17,8 +17,8 @@ pub use connection_info::{ConnectionInfo, ConnectionInfoError};
 pub use connector::{AccessMode, Connector};
 pub use connector_fields::{ConnectorFieldError, ConnectorFields};
 pub use device::{
-    DeviceName, DeviceNumber, DeviceNumberError, Filesystem, Hctl, HctlError, UnknownFilesystem,
-    Wwid, WwidError,
+    DeviceId, DeviceName, DeviceNumber, DeviceNumberError, Filesystem, Hctl, HctlError,
+    UnknownFilesystem, Wwid, WwidError,
 };
 pub use id::{AttachmentId, IdError, VolumeId};
 pub use iscsi::{
@@ -30,4 +30,4 @@ pub use observed::{
 };
 pub use retry::Retry;
 pub use secret::Secret;
-pub use spec::{AttachSpec, FormatPolicy, MultipathPolicy, Usage};
+pub use spec::{AttachSpec, FormatPolicy, MultipathPolicy, Usage, mount_option_flaw};

@@ -50,6 +50,9 @@ pub struct ScsiDevice {
     pub name: DeviceName,
     /// Its device number.
     pub number: DeviceNumber,
+    /// See [`DeviceId::diskseq`](super::DeviceId::diskseq).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub diskseq: Option<u64>,
     /// Its size in bytes.
     pub size_bytes: u64,
     /// Its identity by VPD page 0x83, as the kernel read it at the last scan.
@@ -91,6 +94,9 @@ pub struct MultipathMap {
     pub device: DeviceName,
     /// Its device number.
     pub number: DeviceNumber,
+    /// See [`DeviceId::diskseq`](super::DeviceId::diskseq).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub diskseq: Option<u64>,
     /// Its size in bytes.
     pub size_bytes: u64,
     /// Whether the block device refuses writes.
@@ -132,6 +138,9 @@ pub struct MountEntry {
     pub fs_type: String,
     /// Whether the mount or the file system refuses writes.
     pub read_only: bool,
+    /// The kernel met errors in the file system since it was last checked.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub errors: bool,
 }
 
 /// The multipath daemon.
@@ -205,6 +214,19 @@ impl HostState {
     /// The map that a disk is part of.
     pub fn map_of(&self, device: &ScsiDevice) -> Option<&MultipathMap> {
         self.maps.iter().find(|m| m.members.iter().any(|member| member.device == device.name))
+    }
+
+    /// Whether a disk or a map of this number is there.
+    pub fn has_device(&self, number: DeviceNumber) -> bool {
+        self.devices.iter().any(|disk| disk.number == number)
+            || self.maps.iter().any(|map| map.number == number)
+    }
+
+    /// Whether some session or disk doesn't work now, or is still to come.
+    pub fn is_disturbed(&self) -> bool {
+        self.sessions.iter().any(|session| session.state != SessionState::LoggedIn)
+            || self.devices.iter().any(|disk| disk.state != DeviceState::Running)
+            || !self.nascent.is_empty()
     }
 
     /// What is mounted exactly there (the topmost, where mounts are stacked).

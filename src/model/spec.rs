@@ -101,3 +101,27 @@ word_enum! {
         Disabled = "disabled",
     }
 }
+
+/// Why a mount option isn't let through, for those that reach beyond the volume that is mounted.
+/// Options that a file system doesn't know are refused by the kernel.
+pub fn mount_option_flaw(option: &str) -> Option<&'static str> {
+    let name = option.split_once('=').map_or(option, |(name, _)| name);
+    if option.is_empty()
+        || option.contains(|c: char| c == ',' || c.is_whitespace() || c.is_control())
+    {
+        return Some("it must be one option, without commas and spaces");
+    }
+    match name {
+        "journal_dev" | "journal_path" | "logdev" | "rtdev" => {
+            Some("it would have another device than the volume written to")
+        }
+        "loop" | "offset" | "sizelimit" | "encryption" => {
+            Some("attachd mounts the volume itself, not a file or a part of it")
+        }
+        "bind" | "rbind" | "move" | "remount" | "shared" | "rshared" | "slave" | "rslave"
+        | "private" | "rprivate" | "unbindable" | "runbindable" | "helper" | "uhelper" => {
+            Some("it asks for something else than to mount the volume")
+        }
+        _ => None,
+    }
+}

@@ -4,9 +4,14 @@
 //! ```text
 //!   requests directory ─┐                                       ┌─► status file
 //!                       ├─► one worker a request ─► engine ─► Subject
-//!   API server ─────────┘                                       └─► status, events, finalizer
+//!   API server ─────────┘          ▲                            └─► status, events, finalizer
+//!                                  │ what is attached is looked after (care)
+//!   kernel and udev events ─► lookout: one look for all
 //! ```
 
+mod care;
+mod gone;
+mod lookout;
 mod worker;
 
 use std::{collections::BTreeMap, fmt::Debug, future::Future, sync::Arc, time::Duration};
@@ -26,6 +31,7 @@ use crate::{
     model::{AttachSpec, Retry},
     projection::Standing,
 };
+pub use lookout::Lookout;
 use worker::{Wish, Worker};
 
 /// How often a source's loop tells that it goes on, at least.
@@ -54,11 +60,11 @@ pub trait Subject: Debug + Clone + PartialEq + Send + Sync + 'static {
     /// The source can't be reached.
     fn wants_detach(&self) -> impl Future<Output = Result<bool, Refused>> + Send;
 
-    /// The request is gone, and nothing is left to do for it; `detached` where its volume is.
+    /// The request is gone, and nothing is left to do for it.
     ///
     /// # Errors
     /// The source can't be reached: it must be said again later.
-    fn release(&self, detached: bool) -> impl Future<Output = Result<(), Refused>> + Send;
+    fn release(&self, end: &End) -> impl Future<Output = Result<(), Refused>> + Send;
 }
 
 /// What a source of requests objects to, or can't do.
@@ -73,6 +79,20 @@ pub struct Refused {
     pub retry: Retry,
 }
 
+/// What became of the volume of a request that is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// It stays attached.
+    Kept,
+    /// It is detached, and everything was written.
+    Detached,
+    /// It is detached, and what was not written is given up.
+    GivenUp {
+        /// Why.
+        why: String,
+    },
+}
+
 /// What is to be brought about.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Wanted<S> {
@@ -80,11 +100,15 @@ pub enum Wanted<S> {
     Attached {
         /// How.
         spec: Box<AttachSpec>,
+        /// The size that it is grown to, once Cinder and all paths state it.
+        size_gib: Option<u64>,
         /// Who is told.
         subject: S,
     },
     /// What the request attached is detached.
     Detached {
+        /// Where that can't be done otherwise, what can't be written is given up.
+        force: bool,
         /// Who is told.
         subject: S,
     },
@@ -94,6 +118,12 @@ pub enum Wanted<S> {
         refused: Refused,
         /// Who is told.
         subject: S,
+    },
+    /// The request is no more. What Cinder has its attachment no more for leaves the node; else all stays
+    /// as it is. A new request of the name is served after that.
+    Gone {
+        /// Under which the ledger has what it attached.
+        origin: Origin,
     },
     /// Everything stays as it is, and the worker ends.
     Kept,
@@ -105,6 +135,8 @@ pub struct Workers<H, C, S> {
     permits: Arc<Semaphore>,
     metrics: Metrics,
     longest_pause: Duration,
+    lookout: Lookout,
+    heal: bool,
     handles: BTreeMap<String, Handle<S>>,
     tasks: JoinSet<(String, watch::Receiver<Wish<S>>)>,
 }
@@ -115,19 +147,24 @@ struct Handle<S> {
     over: watch::Sender<bool>,
     /// What the worker said last may have been written over.
     stale: bool,
+    /// What is wanted once the worker has seen to what an earlier request of the name left.
+    next: Option<Wanted<S>>,
 }
 
 impl<H: Host + 'static, C: BlockStorage + 'static, S: Subject> Workers<H, C, S> {
     /// No workers yet. `permits` are shared by all sources; `longest_pause` lies between two tries of
-    /// one request at most.
+    /// one request at most. What the `lookout` sees is told; where `heal` is set, what is missing of an
+    /// attached volume is brought back.
     pub fn new(
         engine: Arc<Engine<H, C>>,
         permits: Arc<Semaphore>,
         metrics: Metrics,
         longest_pause: Duration,
+        lookout: Lookout,
+        heal: bool,
     ) -> Self {
         let (handles, tasks) = (BTreeMap::new(), JoinSet::new());
-        Self { engine, permits, metrics, longest_pause, handles, tasks }
+        Self { engine, permits, metrics, longest_pause, lookout, heal, handles, tasks }
     }
 
     /// The names of all requests with a worker.
@@ -167,15 +204,20 @@ impl<H: Host + 'static, C: BlockStorage + 'static, S: Subject> Workers<H, C, S> 
         }
     }
 
+    /// Whether there is no worker.
+    pub fn is_idle(&self) -> bool {
+        self.handles.is_empty()
+    }
+
     /// Waits for a worker to end; for ever, where there is none.
     pub async fn ended(&mut self) {
         match self.tasks.join_next().await {
             Some(Ok((name, wish))) => {
-                let handle = self.handles.remove(&name);
+                let Some(handle) = self.handles.remove(&name) else { return };
                 // What was wished while it ended, it has not seen.
-                let unseen = handle.filter(|_| wish.has_changed().unwrap_or(false));
-                if let Some(handle) = unseen {
-                    let wanted = handle.wish.borrow().wanted.clone();
+                let unseen = wish.has_changed().unwrap_or(false);
+                let unseen = unseen.then(|| handle.wish.borrow().wanted.clone());
+                for wanted in unseen.into_iter().chain(handle.next) {
                     self.want(&name, wanted);
                 }
             }
@@ -209,24 +251,32 @@ impl<H: Host + 'static, C: BlockStorage + 'static, S: Subject> Workers<H, C, S> 
             permits: Arc::clone(&self.permits),
             metrics: self.metrics.clone(),
             longest_pause: self.longest_pause,
+            lookout: self.lookout.clone(),
+            heal: self.heal,
         };
-        self.handles.insert(name, Handle { wish, over, stale: false });
+        self.handles.insert(name, Handle { wish, over, stale: false, next: None });
         self.tasks.spawn(worker.run());
     }
 }
 
 impl<S: Subject> Handle<S> {
     fn subject(&self) -> Option<S> {
-        match &self.wish.borrow().wanted {
+        match self.next.as_ref().unwrap_or(&self.wish.borrow().wanted) {
             Wanted::Attached { subject, .. }
-            | Wanted::Detached { subject }
+            | Wanted::Detached { subject, .. }
             | Wanted::Told { subject, .. } => Some(subject.clone()),
-            Wanted::Kept => None,
+            Wanted::Gone { .. } | Wanted::Kept => None,
         }
     }
 
     fn send(&mut self, wanted: Wanted<S>) {
         let again = std::mem::take(&mut self.stale);
+        self.next = None;
+        let is_clearing = matches!(self.wish.borrow().wanted, Wanted::Gone { .. });
+        if is_clearing && !matches!(wanted, Wanted::Gone { .. } | Wanted::Kept) {
+            self.next = Some(wanted);
+            return;
+        }
         if !again && self.wish.borrow().wanted == wanted {
             return;
         }

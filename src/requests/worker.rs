@@ -1,14 +1,20 @@
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::{
     sync::{Semaphore, SemaphorePermit, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tracing::{Instrument as _, Span, field};
 
-use super::{Refused, Subject, Wanted};
+use super::{End, Lookout, Refused, Subject, Wanted, care::Care};
 use crate::{
-    attach::{AttachError, Attached, Engine, Origin, Progress, Record, Refusal, unless_stopped},
+    attach::{
+        AttachError, Attached, Engine, Origin, Progress, Record, Refusal, judge, unless_stopped,
+    },
     cinder::BlockStorage,
     host::Host,
     metrics::{Metrics, Operation, RequestState},
@@ -16,7 +22,7 @@ use crate::{
     projection::Standing,
 };
 
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What is wanted, and whether that is over. Both in one, so that the end of one wish can't be taken for
 /// the end of the next.
@@ -33,6 +39,17 @@ pub(super) struct Worker<H, C, S> {
     pub(super) permits: Arc<Semaphore>,
     pub(super) metrics: Metrics,
     pub(super) longest_pause: Duration,
+    pub(super) lookout: Lookout,
+    /// What is missing of an attached volume is brought back.
+    pub(super) heal: bool,
+}
+
+/// A request that was served.
+struct Served {
+    /// To look after what is attached.
+    care: Option<Care>,
+    /// Why it could not be grown to the size that is asked for, or Cinder could not be asked about it.
+    unfinished: Option<AttachError>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -90,25 +107,49 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
             let span = self.span(&wanted);
             let (result, subject) = match &wanted {
                 Wanted::Kept => return,
-                Wanted::Attached { spec, subject } => {
+                Wanted::Gone { origin } => {
+                    standing.set(RequestState::Detaching);
+                    return self.clear(origin, &over).instrument(span).await;
+                }
+                Wanted::Attached { spec, size_gib, subject } => {
                     standing.set(RequestState::Attaching);
-                    (self.attach(spec, subject, &over).instrument(span.clone()).await, subject)
+                    let attach = self.attach(spec, *size_gib, subject, &over);
+                    (attach.instrument(span.clone()).await, subject)
                 }
                 Wanted::Told { refused, subject } => {
                     (Err(WorkError::Held(refused.clone())), subject)
                 }
-                Wanted::Detached { subject } => {
+                Wanted::Detached { subject, force } => {
                     standing.set(RequestState::Detaching);
-                    match self.detach(subject, &over).instrument(span.clone()).await {
+                    match self.detach(subject, *force, &over).instrument(span.clone()).await {
                         Ok(()) => return,
                         Err(error) => (Err(error), subject),
                     }
                 }
             };
             let rest = match result {
-                Ok(()) => {
+                Ok(Served { care, unfinished }) => {
                     standing.set(RequestState::Attached);
-                    pause = FIRST_PAUSE;
+                    let again = match unfinished {
+                        None => {
+                            pause = FIRST_PAUSE;
+                            None
+                        }
+                        Some(error) if error.retry() == Retry::OnChange => None,
+                        Some(_) => {
+                            let rest = pause;
+                            pause = (pause * 2).min(self.longest_pause);
+                            Some(Instant::now() + rest)
+                        }
+                    };
+                    if let (Wanted::Attached { spec, .. }, Some(mut care)) = (&wanted, care) {
+                        let cared =
+                            self.look_after(spec, subject, &over, &mut care, again, &mut standing);
+                        if cared.instrument(span).await {
+                            continue;
+                        }
+                        return;
+                    }
                     None
                 }
                 // There is another wish already.
@@ -149,12 +190,14 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
         }
     }
 
+    /// Attaches; gives what keeps an attached volume from its size.
     async fn attach(
         &self,
         spec: &AttachSpec,
+        size_gib: Option<u64>,
         subject: &S,
         over: &watch::Receiver<bool>,
-    ) -> Result<(), WorkError> {
+    ) -> Result<Served, WorkError> {
         let origin = subject.origin();
         let records = self.records(&origin).await?;
         // What this request had attached before its volume was changed must not be forgotten over it.
@@ -167,7 +210,7 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
         }
         subject.admit(records.first()).await.map_err(WorkError::Held)?;
         subject.report(Standing::Begun).await.map_err(WorkError::Untold)?;
-        let attached = {
+        let (attached, since) = {
             let _permit = self.permit(over).await?;
             let (lost, is_lost) = watch::channel(false);
             let attach = async {
@@ -181,12 +224,94 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
                 };
                 let result = self.engine.attach(spec, &origin, &report, over).await;
                 timer.end(result.as_ref().map(|attached| attached.changed));
-                result
+                result.map(|attached| (attached, Instant::now()))
             };
             // Neither is cut short: a write that is given up might still arrive, after later ones.
-            tokio::join!(attach, self.lost(is_lost, subject)).0?
+            match tokio::join!(attach, self.lost(is_lost, subject)).0 {
+                Ok(done) => done,
+                Err(error) => return self.as_it_was(spec, subject, error).await,
+            }
         };
-        self.attached(&attached, subject).await
+        self.attached(&attached, subject).await?;
+        let (attached, not_resized, since) = match size_gib {
+            None => (attached, None, since),
+            Some(size_gib) => {
+                let (attached, not_resized) =
+                    self.resize(attached, size_gib, subject, over).await?;
+                (attached, not_resized, Instant::now())
+            }
+        };
+        let record = self.engine.ledger().load(spec.volume).await.map_err(AttachError::from)?;
+        Ok(Served {
+            care: record.map(|record| Care::new(record, attached, since)),
+            unfinished: not_resized,
+        })
+    }
+
+    /// What was attached before works on while Cinder can't be asked: it is looked after as it is, until
+    /// Cinder can be asked again.
+    async fn as_it_was(
+        &self,
+        spec: &AttachSpec,
+        subject: &S,
+        error: AttachError,
+    ) -> Result<Served, WorkError> {
+        let may_pass = error.retry() != Retry::OnChange;
+        let (AttachError::Cinder { .. }, true) = (&error, may_pass) else {
+            return Err(error.into());
+        };
+        let record = self.engine.ledger().load(spec.volume).await.ok().flatten();
+        let Some(record) = record.filter(|record| record.completed && record.spec == *spec) else {
+            return Err(error.into());
+        };
+        let since = Instant::now();
+        let Ok(host) = self.engine.host().observe().await else { return Err(error.into()) };
+        let verdict = judge(spec, &record, &host, &BTreeMap::new());
+        let Some(Ok(attached)) = verdict.map(|verdict| verdict.state) else {
+            return Err(error.into());
+        };
+        tracing::warn!(reason = error.reason(), "attached as before, and {}", error.chain());
+        self.attached(&attached, subject).await?;
+        Ok(Served { care: Some(Care::new(record, attached, since)), unfinished: Some(error) })
+    }
+
+    /// Grows what is attached; that it can't be grown now doesn't make it less usable.
+    async fn resize(
+        &self,
+        attached: Attached,
+        size_gib: u64,
+        subject: &S,
+        over: &watch::Receiver<bool>,
+    ) -> Result<(Attached, Option<AttachError>), WorkError> {
+        let resized = {
+            let _permit = self.permit(over).await?;
+            let report = |progress| self.log(progress);
+            self.engine.resize(attached.volume, Some(size_gib), &report, over).await
+        };
+        let (attached, error) = match resized {
+            Ok(resized) => {
+                let size = resized.attached.size_bytes;
+                if resized.attached.changed {
+                    tracing::info!(before = resized.before_bytes, now = size, "resized");
+                }
+                (resized.attached, None)
+            }
+            Err(error @ AttachError::Stopped { .. }) => return Err(error.into()),
+            Err(error) => {
+                tracing::warn!(reason = error.reason(), "could not resize: {}", error.chain());
+                (attached, Some(error))
+            }
+        };
+        let standing = match &error {
+            None => Standing::Resized { attached: &attached },
+            Some(error) => Standing::NotResized {
+                attached: &attached,
+                reason: error.reason(),
+                message: &error.chain(),
+            },
+        };
+        subject.report(standing).await.map_err(WorkError::Untold)?;
+        Ok((attached, error))
     }
 
     /// Says that the volume is lost as soon as it is known, until there is nobody to find out.
@@ -199,22 +324,39 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
     }
 
     /// Detaches all that this request has attached.
-    async fn detach(&self, subject: &S, over: &watch::Receiver<bool>) -> Result<(), WorkError> {
+    async fn detach(
+        &self,
+        subject: &S,
+        force: bool,
+        over: &watch::Receiver<bool>,
+    ) -> Result<(), WorkError> {
         let wanted = subject.wants_detach().await.map_err(WorkError::Untold)?;
+        let end = Mutex::new(if wanted { End::Detached } else { End::Kept });
         if wanted {
             let origin = subject.origin();
             for record in self.records(&origin).await? {
                 let _permit = self.permit(over).await?;
-                let report = |progress| self.log(progress);
+                let report = |progress| {
+                    if let Progress::GivenUp { why } = &progress {
+                        let given_up = End::GivenUp { why: why.clone() };
+                        *end.lock().unwrap_or_else(PoisonError::into_inner) = given_up;
+                    }
+                    self.log(progress);
+                };
                 let volume = record.spec.volume;
                 Span::current().record("volume", field::display(volume));
                 let timer = self.metrics.operation(Operation::Detach);
-                let result = self.engine.detach(volume, &origin, &report, over).await;
+                let result = if force {
+                    self.engine.detach_by_force(volume, &origin, &report, over).await
+                } else {
+                    self.engine.detach(volume, &origin, &report, over).await
+                };
                 timer.end(result.as_ref().copied());
                 result?;
             }
         }
-        subject.release(wanted).await.map_err(WorkError::Untold)
+        let end = end.into_inner().unwrap_or_else(PoisonError::into_inner);
+        subject.release(&end).await.map_err(WorkError::Untold)
     }
 
     /// What every log line of the work on this request carries, whatever level is logged. The engine
@@ -222,14 +364,16 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
     fn span(&self, wanted: &Wanted<S>) -> Span {
         let volume: Option<VolumeId> = match wanted {
             Wanted::Attached { spec, .. } => Some(spec.volume),
-            Wanted::Told { .. } | Wanted::Detached { .. } | Wanted::Kept => None,
+            Wanted::Told { .. } | Wanted::Detached { .. } | Wanted::Gone { .. } | Wanted::Kept => {
+                None
+            }
         };
         let volume = volume.map(field::display);
         tracing::error_span!("request", request = %self.name, volume, attachment = field::Empty)
     }
 
     /// Waits for its turn. The semaphore is never closed.
-    async fn permit(
+    pub(super) async fn permit(
         &self,
         over: &watch::Receiver<bool>,
     ) -> Result<Option<SemaphorePermit<'_>>, AttachError> {
@@ -239,7 +383,7 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
     }
 
     /// The records that this request made.
-    async fn records(&self, origin: &Origin) -> Result<Vec<Record>, AttachError> {
+    pub(super) async fn records(&self, origin: &Origin) -> Result<Vec<Record>, AttachError> {
         let records = self.engine.ledger().records().await?;
         // Those that can't be read are logged by the source.
         Ok(records.into_iter().flatten().filter(|record| &record.origin == origin).collect())
@@ -276,16 +420,20 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
         }
     }
 
-    fn log(&self, progress: Progress) {
+    pub(super) fn log(&self, progress: Progress) {
         self.metrics.observe_progress(&progress);
         match progress {
             Progress::Lost => tracing::warn!("the volume can't be used any more as it was"),
-            Progress::Started { what, why, .. } => tracing::debug!(why, "begin: {what}"),
+            // The engine logs each step's begin.
+            Progress::Started { .. } => {}
             Progress::Done { what, took, .. } => tracing::info!(ms = took.as_millis(), "{what}"),
             Progress::Failed { what, took, .. } => {
                 tracing::warn!(ms = took.as_millis(), "failed: {what}");
             }
             Progress::Waiting { what } => tracing::info!("waiting for {what}"),
+            Progress::GivenUp { why } => {
+                tracing::warn!("what was not written to the volume is given up: {why}");
+            }
             Progress::Warning { what } => tracing::warn!("{what}"),
         }
     }

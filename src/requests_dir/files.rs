@@ -1,9 +1,12 @@
 use std::{
-    fs, io,
+    fs::{self, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
 use k8s_openapi::jiff::Timestamp;
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -12,7 +15,7 @@ use crate::{
     attach::{Origin, Record},
     crd::{VolumeAttachRequestSpec, VolumeAttachRequestStatus},
     projection::{self, Standing},
-    requests::{Refused, Subject},
+    requests::{End, Refused, Subject},
 };
 
 const API_VERSION: &str = "attachd.dev/v1alpha1";
@@ -21,6 +24,9 @@ const STATUS_SUFFIX: &str = ".status.yaml";
 
 /// Longer than any request can be.
 const MAX_BYTES: u64 = 256 * 1024;
+
+/// Longest text of a file that a message quotes.
+const MAX_QUOTED: usize = 300;
 
 /// What the directory holds.
 pub(super) struct Scan {
@@ -104,22 +110,38 @@ fn read_one(directory: &Path, path: &Path) -> Found {
 }
 
 fn parse(path: &Path) -> Result<(String, VolumeAttachRequestSpec), String> {
-    let metadata = fs::metadata(path).map_err(|error| format!("can't be read: {error}"))?;
-    if !metadata.is_file() || metadata.len() > MAX_BYTES {
-        return Err(format!("is not a file of at most {MAX_BYTES} bytes"));
+    request(&read_bounded(path).map_err(|error| format!("can't be read: {error}"))?)
+}
+
+/// Reads a file that may be no file, or grow while it is read.
+fn read_bounded(path: &Path) -> io::Result<String> {
+    // A FIFO would else be waited for.
+    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    let mut text = String::new();
+    if file.metadata()?.is_file() {
+        file.take(MAX_BYTES + 1).read_to_string(&mut text)?;
+        if text.len() as u64 <= MAX_BYTES {
+            return Ok(text);
+        }
     }
-    let text = fs::read_to_string(path).map_err(|error| format!("can't be read: {error}"))?;
-    let file: RequestFile = serde_saphyr::from_str(&text).map_err(|error| {
+    Err(io::Error::other(format!("it is not a file of at most {MAX_BYTES} bytes")))
+}
+
+/// What a message quotes of a file.
+fn quoted(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(MAX_QUOTED).collect()
+}
+
+/// The name and the specification of a request's text.
+pub(crate) fn request(text: &str) -> Result<(String, VolumeAttachRequestSpec), String> {
+    let file: RequestFile = serde_saphyr::from_str(text).map_err(|error| {
         // The lines below draw the place in the file.
-        let error = error.to_string();
-        let what = error.lines().next().unwrap_or_default().trim_start_matches("error: ");
-        format!("is no {KIND}: {what}")
+        let error = quoted(error.to_string().lines().next().unwrap_or_default());
+        format!("is no {KIND}: {}", error.trim_start_matches("error: "))
     })?;
     if file.api_version != API_VERSION || file.kind != KIND {
-        return Err(format!(
-            "holds {} {}, expected {API_VERSION} {KIND}",
-            file.api_version, file.kind
-        ));
+        let (version, kind) = (quoted(&file.api_version), quoted(&file.kind));
+        return Err(format!("holds {version} {kind}, expected {API_VERSION} {KIND}"));
     }
     // As Kubernetes has it: the name becomes a file's and a directory's.
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
@@ -127,6 +149,7 @@ fn parse(path: &Path) -> Result<(String, VolumeAttachRequestSpec), String> {
     let edges = name.as_bytes().first().zip(name.as_bytes().last());
     let proper = edges.is_some_and(|(a, b)| a.is_ascii_alphanumeric() && b.is_ascii_alphanumeric());
     if name.len() > 253 || !proper || !name.bytes().all(plain) {
+        let name = quoted(&name);
         return Err(format!(
             "metadata.name {name:?} must be made of lower-case letters, digits, - and ."
         ));
@@ -163,7 +186,7 @@ impl StatusFile {
     }
 
     fn read(&self) -> Option<StatusDocument> {
-        serde_saphyr::from_str(&fs::read_to_string(&self.path).ok()?).ok()
+        serde_saphyr::from_str(&read_bounded(&self.path).ok()?).ok()
     }
 
     /// Says why a file is not served. What it asked for before goes on.
@@ -195,7 +218,11 @@ impl StatusFile {
             let text = serde_saphyr::to_string(&document).map_err(io::Error::other)?;
             // Not `.yaml`: it must never be read as a request.
             let temporary = path.with_extension("tmp");
-            fs::write(&temporary, text)?;
+            let mut options = OpenOptions::new();
+            let file = options.write(true).create(true).truncate(true).mode(0o644);
+            file.custom_flags(OFlag::O_NOFOLLOW.bits())
+                .open(&temporary)?
+                .write_all(text.as_bytes())?;
             fs::rename(&temporary, &path)
         });
         if let Err(error) = written.await {
@@ -234,7 +261,7 @@ impl Subject for StatusFile {
         Ok(true)
     }
 
-    async fn release(&self, _: bool) -> Result<(), Refused> {
+    async fn release(&self, _: &End) -> Result<(), Refused> {
         self.remove().await;
         Ok(())
     }
@@ -331,5 +358,44 @@ mod tests {
         status.remove().await;
         status.remove().await;
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_no_plain_small_file_is_not_read_and_hides_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::create_dir(at("a.yaml")).unwrap();
+        nix::unistd::mkfifo(&at("b.yaml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", at("c.yaml")).unwrap();
+        fs::File::create(at("d.yaml")).unwrap().set_len(1 << 40).unwrap();
+        fs::write(at("e.yaml"), [0xff, 0xfe, 0]).unwrap();
+        fs::write(at("f.yaml"), REQUEST).unwrap();
+        let found = Scan::read(directory.path()).unwrap().found;
+        let good = found.iter().filter(|found| matches!(found, Found::Request { .. })).count();
+        assert_eq!((found.len(), good), (6, 1));
+    }
+
+    #[test]
+    fn text_that_grows_when_it_is_read_is_refused_soon_and_quoted_briefly() {
+        let bomb = (1..30).fold("a0: &a0 [x,x,x,x,x,x,x,x,x]\n".to_owned(), |text, level| {
+            let before = level - 1;
+            text + &format!("a{level}: &a{level} [{}]\n", vec![format!("*a{before}"); 9].join(","))
+        });
+        for (what, text) in [
+            ("aliases", bomb),
+            ("flow", "[".repeat(200_000)),
+            ("mappings", "{a: ".repeat(50_000)),
+            ("block", "- ".repeat(100_000)),
+            ("a long word", "x".repeat(250_000)),
+            ("a terminal's", "\"\\e[2J\": 1".to_owned()),
+            ("unknown field", format!("{REQUEST}  {}: x\n", "y".repeat(100_000))),
+            ("a long kind", REQUEST.replace("VolumeAttachRequest", &"K".repeat(100_000))),
+            ("a long name", REQUEST.replace("name: db", &format!("name: {}", "n".repeat(100_000)))),
+        ] {
+            let began = std::time::Instant::now();
+            let error = request(&text).expect_err(what);
+            assert!(error.len() < 1500 && !error.contains(char::is_control), "{what}: {error}");
+            assert!(began.elapsed().as_secs() < 20, "{what} took {:?}", began.elapsed());
+        }
     }
 }

@@ -7,7 +7,13 @@
 
 mod files;
 
-use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc, time::Duration};
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use files::request;
+
+use std::{
+    collections::BTreeSet, fs, io, os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc,
+    time::Duration,
+};
 
 use futures::StreamExt as _;
 use inotify::{Inotify, WatchMask};
@@ -21,7 +27,7 @@ use crate::{
     cinder::BlockStorage,
     health::Vitals,
     host::Host,
-    requests::{Wanted, Workers},
+    requests::{Lookout, Wanted, Workers},
     requests_dir::files::{Found, Scan, StatusFile},
 };
 
@@ -45,6 +51,10 @@ pub struct RequestsDirConfig {
     pub mounts_dir: PathBuf,
     /// The longest pause between two tries of one request.
     pub longest_pause: Duration,
+    /// Who looks at the node, for all sources of requests.
+    pub lookout: Lookout,
+    /// What is missing of attached volumes is brought back.
+    pub heal: bool,
 }
 
 /// The directory can't be served.
@@ -60,6 +70,14 @@ pub enum RequestsDirError {
         /// What came back.
         source: io::Error,
     },
+    /// Anybody could ask for anything.
+    #[error(
+        "every user of this node may write to {path}, and so have any volume mounted or detached; nothing is served. Run: chmod o-w {path}", path = path.display()
+    )]
+    OpenToAll {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The ledger.
     #[error("could not read the ledger")]
     Ledger(#[from] LedgerError),
@@ -71,6 +89,8 @@ pub struct RequestsDir<H, C> {
     config: RequestsDirConfig,
     vitals: Vitals,
     workers: Workers<H, C, StatusFile>,
+    /// Requests whose file asked for `forceDetach` when it was seen last.
+    forced: BTreeSet<String>,
 }
 
 impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
@@ -82,8 +102,10 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
         vitals: Vitals,
     ) -> Self {
         let metrics = vitals.metrics.clone();
-        let workers = Workers::new(Arc::clone(&engine), permits, metrics, config.longest_pause);
-        Self { engine, config, vitals, workers }
+        let (pause, lookout) = (config.longest_pause, config.lookout.clone());
+        let workers =
+            Workers::new(Arc::clone(&engine), permits, metrics, pause, lookout, config.heal);
+        Self { engine, config, vitals, workers, forced: BTreeSet::new() }
     }
 
     /// Serves until asked to stop; then waits for the steps under way. What is attached stays so.
@@ -96,6 +118,11 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
             let path = directory.clone();
             move |source| RequestsDirError::Io { doing, path, source }
         };
+        let path = directory.clone();
+        let seen = blocking(move || fs::metadata(&path)).await.map_err(io("looking at"))?;
+        if seen.permissions().mode() & 0o002 != 0 {
+            return Err(RequestsDirError::OpenToAll { path: directory });
+        }
         let inotify = Inotify::init().map_err(io("watching"))?;
         // Subscribed before the first scan, so that no change falls between the two.
         let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::CREATE | WatchMask::DELETE;
@@ -154,7 +181,8 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
             if !present.contains(&name)
                 && let Some(subject) = self.workers.subject(&name)
             {
-                self.workers.want(&name, Wanted::Detached { subject });
+                let force = self.forced.contains(&name);
+                self.workers.want(&name, Wanted::Detached { subject, force });
             }
         }
         let served = self.workers.subjects();
@@ -187,9 +215,15 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
             self.refuse(&status, "OtherNode", &message).await;
             return;
         }
+        if spec.force_detach {
+            self.forced.insert(name.clone());
+        } else {
+            self.forced.remove(&name);
+        }
         match spec.to_attach_spec(&self.config.mounts_dir.join(&name)) {
-            Ok(spec) => {
-                let wanted = Wanted::Attached { spec: Box::new(spec), subject: status };
+            Ok(attach) => {
+                let (size_gib, subject) = (spec.size_gib.map(u64::from), status);
+                let wanted = Wanted::Attached { spec: Box::new(attach), size_gib, subject };
                 self.workers.want(&name, wanted);
             }
             Err(error) => {
@@ -219,7 +253,9 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
                         let status = status.unwrap_or_else(|| {
                             StatusFile::new(&self.config.directory, &name, &name)
                         });
-                        self.workers.want(&name, Wanted::Detached { subject: status });
+                        // What its file said last was not kept.
+                        let wanted = Wanted::Detached { subject: status, force: false };
+                        self.workers.want(&name, wanted);
                     }
                 }
                 Err(error) => tracing::error!("{error}: {}", source(&error)),

@@ -49,6 +49,10 @@ pub struct CinderState {
     pub calls: usize,
     /// The answer names one portal only, so that discovery must find the other.
     pub one_portal: bool,
+    /// The agent's user holds the role `service`.
+    pub is_service: bool,
+    /// Only its proxy answers.
+    pub away: bool,
     ids: u128,
 }
 
@@ -102,6 +106,9 @@ impl SimCinder {
     ) -> Result<T, CinderError> {
         let effect = |world: &mut World, _: Option<Fault>| {
             world.cinder.calls += 1;
+            if world.cinder.away {
+                return Err(CinderError::ServerFault(answered(operation, 502, "a proxy alone")));
+            }
             effect(world)
         };
         let failure = move |fault| match fault {
@@ -134,6 +141,10 @@ impl BlockStorage for SimCinder {
             Ok(world.shown_attachment(id))
         })
         .await
+    }
+
+    async fn is_service(&self) -> Result<bool, CinderError> {
+        Ok(self.world.state().cinder.is_service)
     }
 
     async fn update(

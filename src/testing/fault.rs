@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 pub enum When {
     /// The operation has no effect.
     Before,
-    /// A format leaves remains; every other operation has no effect.
+    /// A format leaves remains, a login of a killed attachd goes on and has its end later; every other
+    /// operation has no effect.
     During,
     /// The operation has its effect, and nobody learns of it.
     After,

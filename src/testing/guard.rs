@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::{
     Content, World,
-    kernel::{Maker, SimDisk, SimMap},
+    kernel::{Maker, SimDisk, SimMap, SimMount},
 };
 use crate::{
     host::HostOp,
@@ -21,18 +21,24 @@ impl World {
         let volume = match op {
             HostOp::Format { device, .. }
             | HostOp::CheckFilesystem { device, .. }
-            | HostOp::Mount { device, .. } => behind(device),
+            | HostOp::GrowFilesystem { device, .. }
+            | HostOp::Mount { device, .. } => behind(&device.name),
             HostOp::SetReadOnly { devices } => devices.first().and_then(behind),
-            HostOp::Unmount { target } => {
+            HostOp::Unmount { target } | HostOp::UnmountLazily { target } => {
                 let mount = self.kernel.mounts.iter().rfind(|mount| &mount.target == target);
                 mount.and_then(|mount| mount.volume)
             }
-            HostOp::RemoveMap { wwid, .. } => {
+            HostOp::RemoveMap { wwid, .. } | HostOp::ResizeMap { wwid, .. } => {
                 self.kernel.maps.iter().find(|map| &map.wwid == wwid).map(|map| map.volume)
             }
-            HostOp::DeleteDevices { devices } => devices.first().and_then(|(hctl, _)| {
-                self.kernel.disks.iter().find(|disk| disk.hctl == *hctl).map(|disk| disk.seen)
-            }),
+            HostOp::StopQueueing { name } => {
+                self.kernel.maps.iter().find(|map| &map.name == name).map(|map| map.volume)
+            }
+            HostOp::DeleteDevices { devices } | HostOp::CutDisks { devices, .. } => {
+                devices.first().and_then(|(hctl, _)| {
+                    self.kernel.disks.iter().find(|disk| disk.hctl == *hctl).map(|disk| disk.seen)
+                })
+            }
             HostOp::WriteNodeRecords { .. }
             | HostOp::Login { .. }
             | HostOp::ScanLuns { .. }
@@ -87,6 +93,28 @@ impl World {
         }
     }
 
+    /// As for a deletion, but that it may be in use.
+    pub(super) fn guard_cut(&mut self, volume: VolumeId, disk: &SimDisk) {
+        if !self.is_of(volume, disk) {
+            self.violation(format!(
+                "cut {} ({}, seen as {}) off while working for {volume}",
+                disk.name, disk.hctl, disk.seen
+            ));
+        }
+    }
+
+    /// A file system that nobody sees any more, and that could still write, or have its users hang.
+    pub(super) fn guard_out_of_sight(&mut self, mount: &SimMount) {
+        if self.kernel.behind(mount.number, &self.storage).is_some() {
+            let target = mount.target.display();
+            self.violation(format!("took {target} out of sight while a disk is behind it"));
+        }
+        if self.kernel.maps.iter().any(|map| map.number == mount.number && map.queues) {
+            let target = mount.target.display();
+            self.violation(format!("took {target} out of sight while its map keeps I/O"));
+        }
+    }
+
     pub(super) fn guard_map(&mut self, volume: VolumeId, map: &SimMap) {
         let members: Vec<SimDisk> = self
             .kernel
@@ -102,6 +130,34 @@ impl World {
             self.violation(format!(
                 "removed map {} (made for {}) while working for {volume}",
                 map.name, map.volume
+            ));
+        }
+    }
+
+    /// A map grows to a size that all its disks have, and the volume.
+    pub(super) fn guard_resize(&mut self, volume: VolumeId, map: &SimMap, size_bytes: u64) {
+        let members = self.kernel.disks.iter().filter(|disk| map.members.contains(&disk.name));
+        let wrong: Vec<String> = members
+            .filter(|disk| disk.size_bytes != size_bytes || disk.seen != volume)
+            .map(|disk| format!("{} ({} bytes, seen as {})", disk.name, disk.size_bytes, disk.seen))
+            .collect();
+        let in_cinder = self.storage.size_of(volume);
+        if !wrong.is_empty() || size_bytes != in_cinder || size_bytes < map.size_bytes {
+            self.violation(format!(
+                "resized map {} from {} to {size_bytes} bytes over {wrong:?}; volume {volume} has {in_cinder}",
+                map.name, map.size_bytes
+            ));
+        }
+    }
+
+    /// A file system grows on its own volume, and no further than that goes.
+    pub(super) fn guard_grow(&mut self, volume: VolumeId, behind: VolumeId, size_bytes: u64) {
+        self.guard_use(volume, behind, "grew a file system");
+        let in_cinder = self.storage.size_of(behind);
+        let before = self.storage.filesystem_sizes.get(&behind).copied().unwrap_or(0);
+        if size_bytes > in_cinder || size_bytes < before {
+            self.violation(format!(
+                "the file system of {behind}, {before} bytes, becomes {size_bytes}; the volume has {in_cinder}"
             ));
         }
     }
@@ -150,7 +206,8 @@ impl World {
         // A node record without a session that somebody left there can't be told from attachd's own.
     }
 
-    /// Nothing of an attachment may be on the node when it is deleted.
+    /// Nothing of an attachment may be on the node when it is deleted, but for a map that processes hold
+    /// and that nothing is behind any more.
     pub(super) fn guard_delete(&mut self, attachment: AttachmentId) {
         let Some(known) = self.cinder.attachments.get(&attachment).cloned() else { return };
         let Some((iqn, lun)) = known.address else { return };
@@ -163,7 +220,9 @@ impl World {
             .collect();
         let mut left: Vec<String> = disks.iter().map(|disk| disk.name.to_string()).collect();
         let over = |map: &&SimMap| {
-            map.volume == known.volume || disks.iter().any(|d| map.members.contains(&d.name))
+            let held = map.held && map.members.is_empty() && !map.queues;
+            (map.volume == known.volume && !held)
+                || disks.iter().any(|d| map.members.contains(&d.name))
         };
         left.extend(self.kernel.maps.iter().filter(over).map(|map| map.name.clone()));
         let mounts = self.kernel.mounts.iter().filter(|m| m.volume == Some(known.volume));

@@ -1,6 +1,8 @@
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use tokio::sync::watch;
@@ -8,7 +10,7 @@ use tokio::sync::watch;
 use super::{Fault, SimWorld};
 use crate::{
     host::{Applied, Host, HostError, HostOp, MountTarget, NodeFacts},
-    model::{Chap, Contents, DeviceName, HostState, Portal, Target, VolumeId},
+    model::{Chap, Contents, DeviceId, HostState, Portal, Target, VolumeId},
 };
 
 /// The simulated node, for an engine that works for one volume, so that the guard knows for which, or
@@ -28,14 +30,15 @@ impl Host for SimHost {
         self.world.operate("facts".to_owned(), |world, _| Ok(world.facts.clone()), failure).await
     }
 
-    async fn observe(&self) -> Result<HostState, HostError> {
+    async fn observe(&self) -> Result<Arc<HostState>, HostError> {
         self.world
             .operate(
                 "observe".to_owned(),
                 |world, _| {
+                    let came = world.kernel.logins_go_on(&world.storage);
                     world.kernel.refresh_sessions(&world.storage);
-                    let news = world.kernel.tick();
-                    let state = world.kernel.snapshot(&world.storage);
+                    let news = world.kernel.tick() || came;
+                    let state = Arc::new(world.kernel.snapshot(&world.storage));
                     if news {
                         world.event();
                     }
@@ -46,7 +49,14 @@ impl Host for SimHost {
             .await
     }
 
-    async fn contents(&self, device: &DeviceName) -> Result<Contents, HostError> {
+    async fn observe_targets(
+        &self,
+        _targets: &BTreeSet<Target>,
+    ) -> Result<Arc<HostState>, HostError> {
+        self.observe().await
+    }
+
+    async fn contents(&self, device: &DeviceId) -> Result<Contents, HostError> {
         self.world
             .operate(format!("contents of {device}"), |world, _| world.read(device), failure)
             .await

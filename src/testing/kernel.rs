@@ -7,8 +7,8 @@ use super::storage::Storage;
 use crate::{
     host::MountTarget,
     model::{
-        DeviceName, DeviceNumber, DeviceState, Hctl, HostState, Iqn, MapMember, MountEntry,
-        MultipathMap, ScsiDevice, Session, SessionState, Target, VolumeId, Wwid,
+        DeviceId, DeviceName, DeviceNumber, DeviceState, Hctl, HostState, Iqn, MapMember,
+        MountEntry, MultipathMap, ScsiDevice, Session, SessionState, Target, VolumeId, Wwid,
     },
 };
 
@@ -47,6 +47,8 @@ pub struct SimDisk {
     pub name: DeviceName,
     /// Its number.
     pub number: DeviceNumber,
+    /// The kernel's count of devices when it came.
+    pub diskseq: u64,
     /// The target that it came from.
     pub iqn: Iqn,
     /// What the kernel read at the scan.
@@ -76,6 +78,8 @@ pub struct SimMap {
     pub device: DeviceName,
     /// Its number.
     pub number: DeviceNumber,
+    /// The kernel's count of devices when it came.
+    pub diskseq: u64,
     /// Its size.
     pub size_bytes: u64,
     /// Refuses writes.
@@ -86,6 +90,10 @@ pub struct SimMap {
     pub members: Vec<DeviceName>,
     /// Something sits on it.
     pub holders: Vec<DeviceName>,
+    /// I/O waits where no path is left.
+    pub queues: bool,
+    /// A file system that was unmounted lazily is on it, for processes that don't let go.
+    pub held: bool,
     /// The volume that it was made for.
     pub volume: VolumeId,
     /// Who made it.
@@ -105,8 +113,14 @@ pub struct SimMount {
     pub fs_type: String,
     /// Refuses writes.
     pub read_only: bool,
+    /// Met errors.
+    pub errors: bool,
     /// The volume that was mounted.
     pub volume: Option<VolumeId>,
+    /// Processes don't let go of it.
+    pub busy: bool,
+    /// What an application wrote, and the kernel holds back.
+    pub unwritten: Option<u64>,
     /// Who mounted it.
     pub maker: Maker,
 }
@@ -126,8 +140,12 @@ pub struct Kernel {
     pub mounts: Vec<SimMount>,
     /// open-iscsi's node records: they survive a restart.
     pub node_records: BTreeMap<Target, Maker>,
+    /// Node records of others that attachd set aside for its own. They survive a restart, too.
+    pub set_aside: BTreeSet<Target>,
     /// Directories at mount paths; whether something is in them. They survive a restart.
     pub directories: BTreeMap<PathBuf, bool>,
+    /// Whose sessions iscsid has not taken over since it was restarted, and does not end.
+    pub waits_in_iscsid: BTreeSet<Target>,
     /// multipathd is away, or never makes a map.
     pub no_maps: bool,
     /// multipathd doesn't add new disks to maps by itself.
@@ -136,8 +154,12 @@ pub struct Kernel {
     pub late: BTreeMap<crate::model::Portal, u32>,
     /// How late udev is with a new disk.
     pub udev_lag: u32,
+    /// Logins that iscsid goes on with, though the attachd that asked for them was killed: in how many
+    /// looks each has its end.
+    pub(super) logins: Vec<(Target, u32)>,
     next_host: u32,
     next_sid: u32,
+    diskseq: u64,
 }
 
 impl Kernel {
@@ -146,6 +168,7 @@ impl Kernel {
         *self = Self {
             boot: self.boot + 1,
             node_records: std::mem::take(&mut self.node_records),
+            set_aside: std::mem::take(&mut self.set_aside),
             directories: std::mem::take(&mut self.directories),
             no_maps: self.no_maps,
             no_auto_join: self.no_auto_join,
@@ -215,6 +238,20 @@ impl Kernel {
         (format!("mpath{}", letters(index)), name(&format!("dm-{index}")), number(index))
     }
 
+    /// The logins that nobody waits for come to their ends; says whether there is news.
+    pub(super) fn logins_go_on(&mut self, storage: &Storage) -> bool {
+        for (_, looks) in &mut self.logins {
+            *looks = looks.saturating_sub(1);
+        }
+        let ended: Vec<_> = self.logins.extract_if(.., |(_, looks)| *looks == 0).collect();
+        for (target, _) in &ended {
+            if let Some(generation) = storage.answers(&target.iqn, target.portal) {
+                self.log_in(target, generation, Maker::Attachd);
+            }
+        }
+        !ended.is_empty()
+    }
+
     /// Sessions fail and recover with their targets.
     pub(super) fn refresh_sessions(&mut self, storage: &Storage) {
         for session in &mut self.sessions {
@@ -248,7 +285,9 @@ impl Kernel {
             if taken.contains(&disk.name) || self.no_maps || self.no_auto_join {
                 continue;
             }
-            if let Some(map) = self.maps.iter_mut().find(|map| map.wwid == disk.wwid) {
+            let fits =
+                |map: &&mut SimMap| map.wwid == disk.wwid && map.size_bytes == disk.size_bytes;
+            if let Some(map) = self.maps.iter_mut().find(fits) {
                 map.members.push(disk.name.clone());
                 news = true;
             }
@@ -280,6 +319,7 @@ impl Kernel {
             hctl: disk.hctl,
             name: disk.name.clone(),
             number: disk.number,
+            diskseq: Some(disk.diskseq),
             size_bytes: disk.size_bytes,
             wwid: Some(disk.wwid.clone()),
             vendor: storage.vendor().to_owned(),
@@ -313,6 +353,27 @@ impl Kernel {
         self.disks.iter().find(|disk| disk.number == number).and_then(below)
     }
 
+    /// A number that no device had before.
+    pub(super) fn next_diskseq(&mut self) -> u64 {
+        self.diskseq += 1;
+        self.diskseq
+    }
+
+    /// Whether a device of this name is still the one that is meant.
+    pub(super) fn is_still(&self, device: &DeviceId) -> bool {
+        let disk = self.disks.iter().find(|disk| disk.name == device.name);
+        let map = self.maps.iter().find(|map| map.device == device.name);
+        let found = disk.map(|disk| disk.diskseq).or_else(|| map.map(|map| map.diskseq));
+        self.number(&device.name) == Some(device.number) && found == device.diskseq
+    }
+
+    /// The size of a device in bytes.
+    pub(super) fn size_of(&self, device: &DeviceName) -> Option<u64> {
+        let disk = self.disks.iter().find(|disk| &disk.name == device).map(|disk| disk.size_bytes);
+        let map = || self.maps.iter().find(|map| &map.device == device).map(|map| map.size_bytes);
+        disk.or_else(map)
+    }
+
     /// The number of a device.
     pub fn number(&self, device: &DeviceName) -> Option<DeviceNumber> {
         let disk = self.disks.iter().find(|disk| &disk.name == device).map(|disk| disk.number);
@@ -338,6 +399,7 @@ fn shown_map(map: &SimMap) -> MultipathMap {
         node: (map.node_in == 0).then(|| Path::new("/dev/mapper").join(&map.name)),
         device: map.device.clone(),
         number: map.number,
+        diskseq: Some(map.diskseq),
         size_bytes: map.size_bytes,
         read_only: map.read_only,
         members: map
@@ -356,6 +418,7 @@ fn shown_mount(mount: &SimMount) -> MountEntry {
         target: mount.target.clone(),
         fs_type: mount.fs_type.clone(),
         read_only: mount.read_only,
+        errors: mount.errors,
     }
 }
 

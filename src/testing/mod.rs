@@ -21,6 +21,7 @@ mod guard;
 mod host;
 mod kernel;
 mod others;
+pub mod parsers;
 mod storage;
 mod world;
 

@@ -38,7 +38,17 @@ impl World {
     }
 
     /// An administrator deletes the reservations of a volume that nobody can account for.
+    ///
+    /// # Panics
+    /// One of them carries an instance of this node's: nobody else should have to free it.
     pub fn free_reservations(&mut self, volume: VolumeId) {
+        assert!(
+            !self.cinder.is_service
+                || self.cinder.of(volume).all(|a| !a.ours
+                    || a.instance.is_none()
+                    || a.status != AttachmentStatus::Reserved),
+            "a service was to be helped with its own reservation"
+        );
         self.journal.push(format!("-- reservations of {volume} are freed"));
         let reserved = |(_, a): &(&AttachmentId, &super::SimAttachment)| {
             a.volume == volume && a.status == AttachmentStatus::Reserved
@@ -110,6 +120,28 @@ impl World {
         true
     }
 
+    /// An application writes, and the kernel holds it back.
+    ///
+    /// # Panics
+    /// If nothing is mounted there.
+    pub fn application_writes_without_sync(&mut self, path: &Path, marker: u64) {
+        let mount = self.kernel.mounts.iter_mut().rfind(|mount| mount.target == path);
+        assert!(mount.is_some(), "nothing is mounted on {}", path.display());
+        if let Some(mount) = mount {
+            mount.unwritten = Some(marker);
+        }
+    }
+
+    /// Processes sit on a mount, or leave it and all that it became.
+    pub fn set_busy(&mut self, volume: VolumeId, busy: bool) {
+        for mount in self.kernel.mounts.iter_mut().filter(|mount| mount.volume == Some(volume)) {
+            mount.busy = busy;
+        }
+        for map in self.kernel.maps.iter_mut().filter(|map| map.volume == volume && !busy) {
+            map.held = false;
+        }
+    }
+
     /// Other tools and administrators leave the node.
     pub fn everybody_else_leaves(&mut self) {
         self.journal.push("-- everybody else leaves the node".to_owned());
@@ -130,6 +162,7 @@ impl World {
             self.kernel.remove_disk(hctl);
         }
         self.kernel.node_records.retain(|_, maker| *maker == Maker::Attachd);
+        self.kernel.set_aside.clear();
     }
 
     /// What a volume's last rightful writer left is not there any more.
@@ -152,9 +185,49 @@ impl World {
         self.kernel.log_in(target, generation, Maker::Other)
     }
 
+    /// Another tool leaves a node record: discovery, say.
+    pub fn somebody_discovers(&mut self, target: &Target) {
+        self.kernel.node_records.entry(target.clone()).or_insert(Maker::Other);
+    }
+
+    /// An administrator deletes a node record; a session stays.
+    pub fn somebody_deletes_the_record(&mut self, target: &Target) {
+        self.kernel.node_records.remove(target);
+    }
+
     /// An administrator logs out by hand.
     pub fn somebody_logs_out(&mut self, target: &Target) -> bool {
+        self.journal.push(format!("-- somebody logs out of {target}"));
+        self.event();
         self.kernel.log_out(target)
+    }
+
+    /// An administrator deletes a disk by hand.
+    pub fn somebody_deletes(&mut self, device: &crate::model::DeviceName) -> bool {
+        let Some(disk) = self.kernel.disks.iter().find(|disk| &disk.name == device) else {
+            return false;
+        };
+        let hctl = disk.hctl;
+        self.journal.push(format!("-- somebody deletes {device}"));
+        self.kernel.remove_disk(hctl);
+        self.event();
+        true
+    }
+
+    /// The kernel meets an error in the file system that is mounted there. Nothing tells of it.
+    pub fn meets_errors(&mut self, path: &Path) {
+        self.journal.push(format!("-- {} meets errors", path.display()));
+        for mount in self.kernel.mounts.iter_mut().filter(|mount| mount.target == path) {
+            mount.errors = true;
+        }
+    }
+
+    /// The file system that is mounted there meets an error, and refuses writes. Nothing tells of it.
+    pub fn goes_read_only(&mut self, path: &Path) {
+        self.journal.push(format!("-- {} goes read-only", path.display()));
+        for mount in self.kernel.mounts.iter_mut().filter(|mount| mount.target == path) {
+            mount.read_only = true;
+        }
     }
 
     /// Another tool scans a LUN.
@@ -174,7 +247,10 @@ impl World {
             target: path.to_owned(),
             fs_type: "ext4".to_owned(),
             read_only: false,
+            errors: false,
             volume,
+            busy: false,
+            unwritten: None,
             maker: Maker::Other,
         });
         true
@@ -187,7 +263,20 @@ impl World {
 
     /// A volume grows.
     pub fn extend(&mut self, volume: VolumeId, size_gib: u64) {
+        self.journal.push(format!("-- {volume} is extended to {size_gib} GiB"));
         self.storage.sizes.insert(volume, size_gib);
+    }
+
+    /// A volume grows, and its target goes on showing the old size.
+    pub fn extend_unseen(&mut self, volume: VolumeId, size_gib: u64) {
+        let old = self.storage.sizes.get(&volume).copied().unwrap_or(1);
+        self.storage.stuck_sizes.entry(volume).or_insert(old);
+        self.extend(volume, size_gib);
+    }
+
+    /// What the storage shows is what Cinder states again.
+    pub fn show_sizes(&mut self) {
+        self.storage.stuck_sizes.clear();
     }
 
     /// A portal stops answering, or answers again.

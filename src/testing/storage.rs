@@ -52,6 +52,10 @@ pub struct Storage {
     pub contents: BTreeMap<VolumeId, Content>,
     /// Sizes in GiB.
     pub sizes: BTreeMap<VolumeId, u64>,
+    /// The size in bytes of the file system on each volume that has one.
+    pub filesystem_sizes: BTreeMap<VolumeId, u64>,
+    /// Volumes whose target goes on showing the size of the time of the export, as tgt does.
+    pub stuck_sizes: BTreeMap<VolumeId, u64>,
     /// What each target and LUN shows now.
     pub exports: BTreeMap<(Iqn, u64), VolumeId>,
     /// Exports that this node may see.
@@ -73,6 +77,8 @@ impl Storage {
             dead: BTreeSet::new(),
             contents: BTreeMap::new(),
             sizes: BTreeMap::new(),
+            filesystem_sizes: BTreeMap::new(),
+            stuck_sizes: BTreeMap::new(),
             exports: BTreeMap::new(),
             granted: BTreeSet::new(),
             generation: 0,
@@ -165,6 +171,11 @@ impl Storage {
     /// A volume's size in bytes.
     pub fn size_of(&self, volume: VolumeId) -> u64 {
         self.sizes.get(&volume).copied().unwrap_or(1) * GIB
+    }
+
+    /// The size in bytes that its target shows.
+    pub fn shown_size_of(&self, volume: VolumeId) -> u64 {
+        self.stuck_sizes.get(&volume).map_or_else(|| self.size_of(volume), |gib| gib * GIB)
     }
 }
 

@@ -29,6 +29,12 @@ CLUSTER_RULES = {
     ("", "nodes"): "get",
     ("apiextensions.k8s.io", "customresourcedefinitions"): "get",
 }
+# What the evacuation may do.
+EVACUATION_RULES = {
+    ("", "nodes"): "get list watch",
+    ("attachd.dev", "volumeattachrequests"): "get list patch watch",
+    ("attachd.dev", "volumeattachrequests/status"): "patch",
+}
 EVENT_RULES = {("events.k8s.io", "events"): "create patch"}
 
 
@@ -182,6 +188,34 @@ def test_the_agent_may_do_what_it_must_and_no_more(chart: Chart) -> None:
             expect(binding["roleRef"]["name"] == chart.object(values, binding["roleRef"]["kind"])["metadata"]["name"], str(binding))
 
 
+def test_evacuation_is_off_by_default_and_may_touch_no_node(chart: Chart) -> None:
+    expect(all("-evacuation" not in item["metadata"]["name"] for item in chart.objects("minimal")), "it is on by default")
+    role = chart.object("everything", "ClusterRole", part="evacuation")
+    expect(_rules(role) == EVACUATION_RULES, f"it may do {_rules(role)}")
+    account = chart.object("everything", "ServiceAccount", part="evacuation")["metadata"]["name"]
+    expect(account != chart.object("everything", "ServiceAccount")["metadata"]["name"], "it has the agent's rights")
+    for kind in ("ClusterRoleBinding", "RoleBinding"):
+        binding = chart.object("everything", kind, part="evacuation")
+        expect(binding["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}], str(binding))
+    deployment = chart.object("everything", "Deployment", part="evacuation")["spec"]
+    pod = deployment["template"]["spec"]
+    [container] = pod["containers"]
+    expect(pod["serviceAccountName"] == account and container["args"] == ["evacuate"], f"{pod}")
+    expect(not any(pod.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")), "it is in the node's namespaces")
+    expect(all("hostPath" not in volume for volume in pod["volumes"]), f"it has the node's files: {pod['volumes']}")
+    security = container["securityContext"]
+    expect(not security.get("privileged") and not security["allowPrivilegeEscalation"] and security["capabilities"] == {"drop": ["ALL"]},
+           f"{security}")
+    expect(pod["securityContext"]["runAsNonRoot"] and security["readOnlyRootFilesystem"], f"{pod['securityContext']}, {security}")
+    selected = deployment["selector"]["matchLabels"]
+    agent = chart.object("everything", "DaemonSet")["spec"]["selector"]["matchLabels"]
+    expect(selected != agent and selected.items() <= deployment["template"]["metadata"]["labels"].items(), f"{selected}")
+    names = {item["name"] for item in container["env"]}
+    expect("OS_CLIENT_CONFIG_FILE" in names and not any("PASSWORD" in name or "SECRET" in name for name in names), f"{names}")
+    [cloud] = [volume for volume in pod["volumes"] if volume["name"] == "cloud"]
+    expect(cloud["secret"]["secretName"] == "evacuation", f"{cloud}")
+
+
 def test_the_policies_are_for_the_agent_s_own_account_and_cover_what_it_may_write(chart: Chart) -> None:
     objects = chart.objects("everything")
     account = chart.object("everything", "ServiceAccount")["metadata"]["name"]
@@ -226,6 +260,18 @@ def test_kubelet_asks_how_the_agent_is(chart: Chart) -> None:
         for kind, path in (("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
             request = agent[kind]["httpGet"]
             expect(request["path"] == path and request["port"] == port["name"] and "host" not in request, f"{kind}: {request}")
+
+
+def test_kubelet_asks_how_the_evacuation_is_in_the_pod_s_own_network(chart: Chart) -> None:
+    for address, listen in (("0.0.0.0", "0.0.0.0:9809"), ("127.0.0.1", "0.0.0.0:9809"), ("::", "[::]:9809"), ("::1", "[::]:9809")):
+        flags = ("--set=evacuation.enabled=true", "--set-string", f"http.bindAddress={address}")
+        pod = chart.object("minimal", "Deployment", *flags, part="evacuation")["spec"]["template"]["spec"]
+        [container] = pod["containers"]
+        [found] = [item["value"] for item in container["env"] if item["name"] == "ATTACHD_LISTEN"]
+        [port] = container["ports"]
+        expect(found == listen and found.endswith(f":{port['containerPort']}"), f"with {address} it listens on {found}")
+        for kind, path in (("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
+            expect(container[kind]["httpGet"] == {"path": path, "port": port["name"]}, f"{kind}: {container[kind]}")
 
 
 def test_an_address_is_listened_on_as_it_is_written(chart: Chart) -> None:

@@ -62,50 +62,6 @@ def test_two_volumes_attach_and_detach_side_by_side(node: Attachd) -> None:
         nothing_left(node, two)
 
 
-def _killed(node: Attachd, lines: int, seconds: float, *arguments: str, number: signal.Signals = signal.SIGKILL) -> bool:
-    """Run attachd, kill it after so many lines and seconds; tell whether it was killed before its end."""
-    result = node.signalled(number, *arguments, lines=lines, seconds=seconds)
-    if result.code == -number:
-        return True
-    expect(result.code == 0, f"{' '.join(arguments)}: exit code {result.code}: {result.stderr}")
-    return False
-
-
-# How long after a step's line the kill comes: at once, or within the next step.
-_DELAYS = [0.0, 0.05, 0.2, 0.5]
-
-
-def test_an_attach_that_is_killed_again_and_again_still_gets_there(node: Attachd) -> None:
-    with volume(node) as v:
-        kills = 0
-        # Some steps look at the device, and every run does them anew: so each run may go a little further.
-        while _killed(node, 1 + kills // 2, _DELAYS[kills % len(_DELAYS)], "attach", v, "--mount", MOUNT):
-            kills += 1
-            expect(kills < 30, "30 runs made no attachment")
-        expect(kills >= 6, f"it was killed only {kills} times")
-        again = attach(node, v, "--mount", MOUNT)
-        expect(not again["changed"] and len(again["paths"]) == 2, f"again: {again}")
-        expect([path["state"] for path in again["paths"]] == ["active", "active"], f"again: {again}")
-        in_use_once(node, v)
-        node.shell(f"echo x > {MOUNT}/file; sync")
-
-        kills = 0
-        while _killed(node, 1 + kills // 2, _DELAYS[kills % len(_DELAYS)] / 4, "detach", v):
-            kills += 1
-            expect(kills < 20, "20 runs did not detach")
-        expect(kills >= 3, f"it was killed only {kills} times")
-        nothing_left(node, v)
-
-
-def test_what_a_killed_attach_has_begun_is_taken_back_by_a_detach(node: Attachd) -> None:
-    with volume(node) as v:
-        # After the reservation, the update, the login, the identity, the map.
-        for lines, seconds in [(1, 0.0), (2, 0.02), (3, 0.3), (6, 0.0), (9, 0.4)]:
-            expect(_killed(node, lines, seconds, "attach", v, "--mount", MOUNT), f"it was not killed after line {lines}")
-            expect(len(attachments_of(node, v)) == 1, f"after line {lines}: attachments {attachments_of(node, v)}")
-            detach(node, v)
-
-
 def test_a_format_that_is_cut_short_is_done_again(node: Attachd) -> None:
     with volume(node, "tgt-single") as v:
         result = node.signalled(signal.SIGKILL, "attach", v, "--mount", MOUNT, program="mkfs.ext4")

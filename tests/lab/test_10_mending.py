@@ -5,7 +5,7 @@ from __future__ import annotations
 from lablib.cases import expect
 from lablib.commands import wait_until
 from lablib.node import Attachd
-from lablib.steps import (MOUNT, active_paths, attach, attachments_of, cut_power, daemon_stopped, detach, failed, in_use_once, nothing_left,
+from lablib.steps import (MOUNT, active_paths, attach, attachments_of, cut_power, daemon_stopped, detach, failed, in_use_once, nothing_left, path_cut,
                           volume)
 
 
@@ -95,7 +95,7 @@ def test_without_its_ledger_attachd_changes_nothing(node: Attachd) -> None:
         failed(node, 7, ["attachd changes nothing without its ledger", "[LedgerUnavailable]"],
                "attach", v, "--mount", MOUNT, "--state-dir", "/proc/attachd")
         # And where it becomes full on the way, what was begun is taken back.
-        node.shell("mkdir -p /run/full; mount -t tmpfs -o size=32k,nr_inodes=9 none /run/full")
+        node.shell("mkdir -p /run/full; mount -t tmpfs -o size=32k,nr_inodes=9,mode=700 none /run/full")
         try:
             result = node.run("attach", v, "--mount", MOUNT, "--state-dir", "/run/full")
             print(f"     with a full ledger: exit code {result.code}: " + result.stderr.strip().splitlines()[-1][:160])
@@ -106,3 +106,57 @@ def test_without_its_ledger_attachd_changes_nothing(node: Attachd) -> None:
             nothing_left(node, v)
         finally:
             node.shell("umount /run/full; rmdir /run/full")
+
+
+def test_a_detach_ends_sessions_that_no_iscsid_knows(node: Attachd) -> None:
+    with volume(node) as first, volume(node) as second:
+        for one in (first, second):
+            attach(node, one)
+        with path_cut(node, 1, 2):
+            node.wait_for_paths(0, 4)
+            # It takes the sessions over one by one, and waits for the first.
+            with daemon_stopped(node, "iscsid"):
+                pass
+            waits, unknown = _in_the_order_of_their_takeover(node, first, second)
+            result = node.run("detach", unknown, timeout=400)
+            expect(result.code == 0 and "the kernel ends it" in result.stderr, f"detach: {result}")
+            result = node.run("detach", waits, timeout=400)
+            expect(result.code == 5 and "[SessionNotTakenOver]" in result.stderr, f"detach: {result}")
+            print("     " + result.stderr.strip().splitlines()[-1])
+            expect(len(attachments_of(node, waits)) == 1, "the attachment was deleted before the node was clean")
+            # As the message says.
+            with daemon_stopped(node, "iscsid"):
+                detach(node, waits)
+        for one in (first, second):
+            nothing_left(node, one)
+            attach(node, one)
+            detach(node, one)
+
+
+def test_a_forced_detach_leaves_a_session_that_iscsid_waits_for(node: Attachd) -> None:
+    with volume(node) as v:
+        attach(node, v)
+        with path_cut(node, 1, 2):
+            node.wait_for_paths(0, 2)
+            with daemon_stopped(node, "iscsid"):
+                pass
+            result = node.run("detach", v, "--force", timeout=400)
+            expect(result.code == 0 and "going on without it" in result.stderr, f"detach --force: {result}")
+            expect(attachments_of(node, v) == [], "Cinder still has the attachment")
+            left = node.leftovers(volume=v)
+            expect(left and all(line.startswith(("session", "node record", "ledger entry /var/lib/attachd/targets")) for line in left), f"left: {left}")
+            orphans = node.run("orphans")
+            expect(orphans.code == 8 and "session" in orphans.stdout, f"orphans: {orphans}")
+            with daemon_stopped(node, "iscsid"):
+                result = node.run("orphans", "--clean")
+                expect(result.code == 0, f"orphans --clean: {result}")
+        nothing_left(node, v)
+
+
+def _in_the_order_of_their_takeover(node: Attachd, *volumes: str) -> list[str]:
+    """The volume of the session whose portal iscsid waits for, then those that it knows nothing of."""
+    said = node.shell("for s in /sys/class/iscsi_session/session*; do iscsiadm -m session -r $s -P1; done")
+    sessions = [text for text in said.split("Target: ") if "Internal iscsid Session State: REOPEN" in text]
+    waits = [one for one in volumes if any(one in text for text in sessions)]
+    expect(len(waits) == 1, f"iscsid waits for portals of {waits}: {said}")
+    return waits + [one for one in volumes if one not in waits]

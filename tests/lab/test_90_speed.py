@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import statistics
-from pathlib import Path
 
 from lablib import guest
-from lablib.cases import expect
+from lablib.cases import expect, takes_long
 from lablib.node import BINARY, Attachd
+from lablib.state import PROJECT_DIR
 from lablib.steps import MOUNT, backing_file, nothing_left, volume
 
 _ROUNDS = 3
@@ -33,8 +33,9 @@ def _blank(node: Attachd, v: str) -> None:
     os.truncate(disk, size)
 
 
+@takes_long
 def test_attachd_is_about_as_fast_as_the_bare_tools(node: Attachd) -> None:
-    guest.copy_in(node.lab, node.record, Path(__file__).with_name("bare_tools.sh"), "/run/bare_tools.sh")
+    guest.copy_in(node.lab, node.record, PROJECT_DIR / "scripts/lablib/bench/bare_tools.sh", "/run/bare_tools.sh")
     node.shell("chmod 755 /run/bare_tools.sh")
     times: dict[tuple[str, str], list[float]] = {}
     with volume(node) as v:

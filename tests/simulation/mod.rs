@@ -109,6 +109,16 @@ impl Node {
         result
     }
 
+    pub async fn detach_by_force(&mut self, volume: VolumeId) -> Result<bool, End> {
+        let (_keep, stop) = watch::channel(false);
+        let engine = self.engine(volume);
+        let origin = Origin::CommandLine;
+        let run = engine.detach_by_force(volume, &origin, &|_| {}, &stop);
+        let result = guarded(&self.world, run).await;
+        self.restart_if_killed(&result);
+        result
+    }
+
     /// What would be done next for an attach.
     pub async fn next(&self, spec: &AttachSpec) -> Next {
         let desired = attachd::attach::Desired::Attached(spec.clone());

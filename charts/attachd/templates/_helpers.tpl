@@ -43,3 +43,33 @@ httpGet:
   host: {{ $address | quote }}
   {{- end }}
 {{- end -}}
+
+{{- /* Which cloud, and as whom: variables of a container, given the root and the name of the Secret. */ -}}
+{{- define "attachd.cloud" -}}
+{{- if .secret -}}
+# A file, and no variables: those can be read in /proc.
+- name: OS_CLIENT_CONFIG_FILE
+  value: /etc/attachd/cloud/clouds.yaml
+{{- with .root.Values.cinder.cloud }}
+- name: OS_CLOUD
+  value: {{ . | quote }}
+{{- end }}
+{{- else -}}
+- name: OS_AUTH_TYPE
+  value: none
+- name: OS_ENDPOINT
+  value: {{ .root.Values.cinder.endpoint | quote }}
+- name: OS_PROJECT_ID
+  value: {{ .root.Values.cinder.project | quote }}
+{{- with .root.Values.cinder.user }}
+- name: OS_USERNAME
+  value: {{ . | quote }}
+{{- end }}
+{{- end }}
+- name: ATTACHD_CINDER_TIMEOUT
+  value: {{ .root.Values.cinder.timeoutSeconds | quote }}
+{{- if .root.Values.cinder.caConfigMap.name }}
+- name: SSL_CERT_FILE
+  value: /etc/attachd/ca/ca.crt
+{{- end }}
+{{- end -}}

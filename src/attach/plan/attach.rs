@@ -3,9 +3,12 @@
 use super::{Next, Settled, disks::Road, phase_of, refuse, step};
 use crate::{
     attach::{AttachmentView, Observed, Phase, Record, Refusal, Reservation, Step},
-    cinder::{AttachmentStatus, Volume},
+    cinder::{AttachmentStatus, AttachmentSummary, Volume},
     host::{MountTarget, NodeFacts},
-    model::{AttachSpec, AttachmentId, MultipathPolicy, Multipathd, TargetPath, Usage},
+    model::{
+        AttachSpec, AttachmentId, ConnectionInfo, MultipathPolicy, Multipathd, Target, TargetPath,
+        Usage,
+    },
 };
 
 /// Whether a map will be made: settled before the reservation, kept in the record.
@@ -40,13 +43,22 @@ pub(super) fn settle(spec: &AttachSpec, record: Option<&Record>, observed: &Obse
             "this node has no attachment of the volume, and the volume is available",
         );
     };
+    if is_left_over(record, observed) {
+        return step(
+            Step::Forget { volume: spec.volume },
+            "of an earlier attach nothing is left but its record",
+        );
+    }
     same_request(spec, record)?;
+    if record.cut && observed.attachment != AttachmentView::Gone {
+        return refuse(Refusal::CutOff { volume: spec.volume });
+    }
     if !record.completed {
         mount_path_is_ours(spec, observed)?;
     }
     let attachment = match record.reservation {
         Reservation::Asked => {
-            no_lost_reservation(spec, observed)?;
+            no_lost_reservation(record, observed)?;
             reservable(spec, observed)?;
             return step(
                 Step::Reserve { volume: spec.volume },
@@ -73,6 +85,14 @@ pub(super) fn settle(spec: &AttachSpec, record: Option<&Record>, observed: &Obse
         );
     }
     Ok(())
+}
+
+/// Whether a detach was cut short after its last effect: the attachment is gone, by the word of a Cinder that
+/// shows the volume, and so are the disks.
+fn is_left_over(record: &Record, observed: &Observed) -> bool {
+    let gone = observed.attachment == AttachmentView::Gone && observed.volume.is_some();
+    let has_a_disk = record.paths.iter().any(|path| observed.host.disk_at(path).is_some());
+    record.released && gone && !has_a_disk
 }
 
 /// What must hold before anything is changed.
@@ -161,21 +181,24 @@ fn reservable(spec: &AttachSpec, observed: &Observed) -> Settled {
 
 /// attachd was stopped between asking for the reservation and recording the answer: settles that
 /// none is left that could be its own, or takes it up where it can be told from others.
-pub(super) fn no_lost_reservation(spec: &AttachSpec, observed: &Observed) -> Settled {
+pub(super) fn no_lost_reservation(record: &Record, observed: &Observed) -> Settled {
     let reserved =
         || observed.attachments.iter().filter(|found| found.status == AttachmentStatus::Reserved);
-    let instance = spec.instance.map(|instance| instance.to_string());
-    if let Some(mine) = reserved().find(|found| instance.is_some() && found.instance == instance) {
+    let instances: Vec<String> = record.instances.iter().map(ToString::to_string).collect();
+    let is_mine = |found: &&AttachmentSummary| {
+        found.instance.as_ref().is_some_and(|instance| instances.contains(instance))
+    };
+    if let Some(mine) = reserved().find(is_mine) {
         return step(
             Step::Adopt { attachment: mine.id },
-            "the reservation whose id was lost carries this request's instance",
+            "the reservation whose id was lost carries the instance that it was asked for under",
         );
     }
     let reserved: Vec<AttachmentId> = reserved().map(|found| found.id).collect();
     if reserved.is_empty() {
         return Ok(());
     }
-    refuse(Refusal::LostReservation { volume: spec.volume, reserved })
+    refuse(Refusal::LostReservation { volume: record.spec.volume, reserved })
 }
 
 fn same_request(spec: &AttachSpec, record: &Record) -> Settled {
@@ -284,8 +307,13 @@ fn exported(
     }
     let mut wanted = info.paths.clone();
     if let (Some(discovered), Some(first)) = (&observed.attempt.discovered, info.paths.first()) {
-        for target in discovered.iter().filter(|target| target.iqn == first.target.iqn) {
-            if wanted.iter().all(|path| &path.target != target) {
+        // Whoever answers the discovery is as little trusted as Cinder.
+        let of_the_volume =
+            |target: &&Target| target.iqn == first.target.iqn && target.portal.flaw().is_none();
+        for target in discovered.iter().filter(of_the_volume) {
+            if wanted.len() < ConnectionInfo::MAX_PATHS
+                && wanted.iter().all(|path| &path.target != target)
+            {
                 wanted.push(TargetPath { target: target.clone(), lun: first.lun });
             }
         }

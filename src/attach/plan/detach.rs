@@ -1,4 +1,5 @@
-//! The road back, in the only safe order: mount, map, disks, sessions, attachment, record.
+//! The road back, in the only safe order: mount, map, disks, sessions, attachment, record. Where
+//! what was not written is given up, the disks go first: nothing can write through them then.
 
 use std::collections::BTreeSet;
 
@@ -6,24 +7,30 @@ use super::{Awaited, Next, Settled, attach::no_lost_reservation, phase_of, refus
 use crate::{
     attach::{AttachmentView, Observed, Phase, Record, Refusal, Reservation, Step},
     model::{
-        DeviceName, DeviceNumber, MountEntry, MultipathMap, ScsiDevice, Session, Target, TargetPath,
+        DeviceName, DeviceNumber, DeviceState, MountEntry, MultipathMap, ScsiDevice, Session,
+        Target, TargetPath,
     },
 };
 
 pub(super) fn phases_after(next: &Next, record: Option<&Record>) -> Vec<Phase> {
     let mut road = Vec::new();
+    let cut = record.is_some_and(|record| record.cut)
+        || matches!(next, Next::Do(Step::GiveUp { .. } | Step::Cut { .. }));
     if record.is_some_and(|record| record.spec.mount_path().is_some()) {
         road.push(Phase::Unmount);
     }
     if record.is_some_and(|record| record.multipath) {
         road.push(Phase::RemoveMap);
     }
-    road.extend([Phase::DeleteDevices, Phase::LogOut, Phase::DeleteAttachment, Phase::Forget]);
+    if !cut {
+        road.push(Phase::DeleteDevices);
+    }
+    road.extend([Phase::LogOut, Phase::DeleteAttachment, Phase::Forget]);
     let here = phase_of(next);
     road.into_iter().filter(|phase| Some(*phase) > here).collect()
 }
 
-pub(super) fn settle(record: Option<&Record>, observed: &Observed) -> Settled {
+pub(super) fn settle(force: bool, record: Option<&Record>, observed: &Observed) -> Settled {
     let Some(record) = record else { return Ok(()) };
     if let AttachmentView::Known { info: Some(info), .. } = &observed.attachment
         && record.paths.is_empty()
@@ -34,14 +41,25 @@ pub(super) fn settle(record: Option<&Record>, observed: &Observed) -> Settled {
         );
     }
     let road = Road { record, observed };
-    road.disks_to_come()?;
     let disks = road.disks();
     let maps = road.maps(&disks);
+    let cut = if record.cut { None } else { road.must_be_cut(force, &disks, &maps) };
+    if !record.cut && cut.is_none() {
+        road.disks_to_come()?;
+    }
     // Everything that could object is asked before the first change.
     road.nobody_elses_disks()?;
     road.nobody_else(&disks, &maps)?;
+    if let Some(why) = cut {
+        return step(Step::GiveUp { volume: record.spec.volume }, why);
+    }
+    if record.cut {
+        road.cut(&disks, &maps)?;
+        road.disks_to_come()?;
+    }
     road.unmount(&disks, &maps)?;
-    if let Some(map) = maps.first() {
+    let held = &observed.attempt.held_maps;
+    if let Some(map) = maps.iter().find(|map| !held.contains_key(&map.name)) {
         return step(
             Step::RemoveMap { name: map.name.clone(), wwid: map.wwid.clone() },
             "nothing is mounted from the map any more",
@@ -59,7 +77,9 @@ pub(super) fn settle(record: Option<&Record>, observed: &Observed) -> Settled {
         );
     }
     let disown = road.left_targets();
-    if !record.released && !record.paths.is_empty() || !disown.is_empty() {
+    let unreleased = !record.released && !record.paths.is_empty() || !disown.is_empty();
+    // A map that is left might take up a disk of the volume that is given this one's place.
+    if unreleased && maps.is_empty() {
         return step(Step::Release { disown }, "no disk of the volume is on this node any more");
     }
     match record.reservation {
@@ -70,7 +90,14 @@ pub(super) fn settle(record: Option<&Record>, observed: &Observed) -> Settled {
             );
         }
         Reservation::Held(_) => {}
-        Reservation::Asked => no_lost_reservation(&record.spec, observed)?,
+        Reservation::Asked => no_lost_reservation(record, observed)?,
+    }
+    if let Some(map) = maps.first() {
+        return refuse(Refusal::StillHeld {
+            volume: record.spec.volume,
+            map: map.name.clone(),
+            why: held.get(&map.name).cloned().unwrap_or_default(),
+        });
     }
     step(
         Step::Forget { volume: record.spec.volume },
@@ -156,6 +183,52 @@ impl<'a> Road<'a> {
         disks
     }
 
+    /// Why this node must not, or can't, write what it holds back.
+    fn must_be_cut(
+        &self,
+        force: bool,
+        disks: &[&ScsiDevice],
+        maps: &[&MultipathMap],
+    ) -> Option<String> {
+        let lost = self.record.spec.mount_path().and_then(|path| self.observed.host.mount_at(path));
+        let there =
+            !disks.is_empty() || !maps.is_empty() || lost.is_some_and(|mount| self.is_lost(mount));
+        if self.record.released || !there {
+            return None;
+        }
+        if self.observed.attachment == AttachmentView::Gone {
+            let why = "Cinder has the attachment no more: the volume may be another node's by now";
+            return Some(why.to_owned());
+        }
+        if !force {
+            return None;
+        }
+        if let Some(why) = &self.observed.attempt.blocked {
+            return Some(format!("force was asked for, and without it there is no way: {why}"));
+        }
+        let fails = |disk: &&ScsiDevice| disk.state == DeviceState::Offline;
+        (!maps.is_empty() || lost.is_some()).then_some(())?;
+        disks.iter().all(fails).then(|| {
+            "force was asked for, and no path to the volume is left to write by".to_owned()
+        })
+    }
+
+    /// No I/O of this node reaches the volume any more.
+    fn cut(&self, disks: &[&ScsiDevice], maps: &[&MultipathMap]) -> Settled {
+        let unqueued = &self.observed.attempt.unqueued;
+        let queueing = maps.iter().any(|map| !unqueued.contains(&map.device));
+        if disks.is_empty() && !queueing {
+            return Ok(());
+        }
+        step(
+            Step::Cut {
+                maps: maps.iter().map(|map| (map.device.clone(), map.name.clone())).collect(),
+                devices: disks.iter().map(|disk| (disk.hctl, disk.name.clone())).collect(),
+            },
+            "what was not written is given up, and must not reach the volume later",
+        )
+    }
+
     /// The maps over them, and a ghost of ours: a map of the recorded identity with no disk left.
     fn maps(&self, disks: &[&ScsiDevice]) -> Vec<&'a MultipathMap> {
         let ours = |map: &&MultipathMap| {
@@ -218,19 +291,13 @@ impl<'a> Road<'a> {
                         format!("{}, mounted over it on {}", over.source, over.target.display());
                     return self.in_use(&device, by);
                 }
-                return step(
-                    Step::Unmount { target: mount.target.clone() },
-                    "the volume is mounted, and nothing else uses it",
-                );
+                return self.unmount_from(mount, "the volume is mounted, and nothing else uses it");
             }
         }
         let Some(path) = self.record.spec.mount_path() else { return Ok(()) };
         let there = self.observed.host.mount_at(path);
         if let Some(mount) = there.filter(|mount| self.is_lost(mount)) {
-            return step(
-                Step::Unmount { target: mount.target.clone() },
-                "the volume is mounted, and its device is lost",
-            );
+            return self.unmount_from(mount, "the volume is mounted, and its device is lost");
         }
         // Under somebody else's mount the directory stays.
         if self.record.made_directory && there.is_none() {
@@ -242,11 +309,18 @@ impl<'a> Road<'a> {
         Ok(())
     }
 
+    fn unmount_from(&self, mount: &MountEntry, why: &str) -> Settled {
+        let target = mount.target.clone();
+        if self.record.cut && self.observed.attempt.mount_busy {
+            let why = "processes keep the mount, and nothing is behind it any more";
+            return step(Step::UnmountLazily { target }, why);
+        }
+        step(Step::Unmount { target }, why)
+    }
+
     /// A mount of ours whose device the kernel has no more.
     fn is_lost(&self, mount: &MountEntry) -> bool {
-        let host = &self.observed.host;
-        let alive = host.devices.iter().any(|disk| disk.number == mount.number)
-            || host.maps.iter().any(|map| map.number == mount.number);
+        let alive = self.observed.host.has_device(mount.number);
         self.record.mounted && self.record.mount_device == Some(mount.number) && !alive
     }
 
@@ -278,7 +352,9 @@ impl<'a> Road<'a> {
             if sessions.peek().is_none() {
                 return !self.observed.attempt.logged_out.contains(target);
             }
-            sessions.all(|session| mark.of_session(session) && self.carries_nothing(session))
+            let left = self.observed.attempt.left_sessions.contains(target);
+            !left
+                && sessions.all(|session| mark.of_session(session) && self.carries_nothing(session))
         });
         targets.into_iter().collect()
     }

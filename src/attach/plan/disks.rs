@@ -36,7 +36,7 @@ impl<'a> Road<'a> {
         paths.clone().find(works).or_else(|| paths.clone().find(open)).into_iter().collect()
     }
 
-    fn disk_at(&self, path: &TargetPath) -> Option<&'a ScsiDevice> {
+    pub(super) fn disk_at(&self, path: &TargetPath) -> Option<&'a ScsiDevice> {
         self.observed.host.disk_at(path)
     }
 
@@ -206,7 +206,7 @@ impl<'a> Road<'a> {
             || self.record.completed
     }
 
-    fn identity(&self, disks: &[&'a ScsiDevice]) -> Settled<Wwid> {
+    pub(super) fn identity(&self, disks: &[&'a ScsiDevice]) -> Settled<Wwid> {
         self.sizes(disks)?;
         let recorded = self.record.wwid.as_ref();
         // An attached volume may have been extended since; its size is judged before first use.

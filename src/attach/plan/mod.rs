@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! attach.rs   request, reservation, export     detach.rs   the road back
+//! resize.rs   an attached volume that was extended
 //! disks.rs    sessions, disks, identity
 //! usage.rs    map, file system, mount
 //! ```
@@ -9,6 +10,7 @@
 mod attach;
 mod detach;
 mod disks;
+mod resize;
 mod usage;
 
 use std::fmt;
@@ -82,7 +84,10 @@ fn refuse<T>(refusal: Refusal) -> Settled<T> {
 pub fn plan(desired: &Desired, record: Option<&Record>, observed: &Observed) -> Plan {
     let settled = match desired {
         Desired::Attached(spec) => attach::settle(spec, record, observed),
-        Desired::Detached => detach::settle(record, observed),
+        Desired::Resized { volume, at_least_gib } => {
+            resize::settle(*volume, *at_least_gib, record, observed)
+        }
+        Desired::Detached { force } => detach::settle(*force, record, observed),
     };
     let (next, why) = match settled {
         Ok(()) => (Next::Done, "everything is as asked".to_owned()),
@@ -95,7 +100,8 @@ pub fn plan(desired: &Desired, record: Option<&Record>, observed: &Observed) -> 
                 record.map_or_else(|| wants_map(spec, observed.facts.as_ref()), |r| r.multipath);
             attach::phases_after(&next, spec, multipath)
         }
-        (_, Desired::Detached) => detach::phases_after(&next, record),
+        (_, Desired::Resized { .. }) => resize::phases_after(&next, record),
+        (_, Desired::Detached { .. }) => detach::phases_after(&next, record),
     };
     Plan { next, why, then }
 }

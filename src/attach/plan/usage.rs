@@ -4,15 +4,14 @@ use super::{Awaited, Settled, attach::mount_target_usable, disks::Road, refuse, 
 use crate::{
     attach::{FormatProgress, Refusal, Step},
     model::{
-        AccessMode, Contents, DeviceName, DeviceNumber, Filesystem, FormatPolicy, MultipathMap,
+        AccessMode, Contents, DeviceId, DeviceName, Filesystem, FormatPolicy, MultipathMap,
         ScsiDevice, Usage, Wwid,
     },
 };
 
 /// The device that a volume is used through.
 pub(super) struct Device<'a> {
-    name: &'a DeviceName,
-    number: DeviceNumber,
+    pub(super) id: DeviceId,
     read_only: bool,
     holders: &'a [DeviceName],
     /// Its lasting path is there: a disk has one from the kernel, a map from udev.
@@ -25,14 +24,17 @@ impl<'a> Road<'a> {
         let host = &self.observed.host;
         let over = disks.iter().find_map(|disk| host.map_of(disk));
         let map = over.or_else(|| host.maps.iter().find(|map| &map.wwid == wwid));
-        let names: Vec<DeviceName> = disks.iter().map(|disk| disk.name.clone()).collect();
         let Some(map) = map else {
+            let names = disks.iter().map(|disk| disk.name.clone()).collect();
             if self.observed.attempt.overdue.map {
                 return refuse(Refusal::NoMap { volume: self.spec.volume, wwid: wwid.clone() });
             }
             return self.add_map(wwid, names, "the disks are that volume, and no map is over them");
         };
-        if map.members.is_empty() && !self.record.completed && !self.record.mounted {
+        let never_used = !self.record.completed && !self.record.mounted;
+        // multipathd gives an empty map no disk of another size, nor another size: it has no disk to ask.
+        let outgrown = disks.iter().any(|disk| disk.size_bytes != map.size_bytes);
+        if map.members.is_empty() && (never_used || outgrown) {
             // What it still holds back is another volume's, where the storage gives a WWID again.
             self.nobody_uses(&map.name, map.number, &map.holders)?;
             return step(
@@ -41,8 +43,12 @@ impl<'a> Road<'a> {
             );
         }
         self.map_is_sound(map, wwid, disks)?;
-        let lacking: Vec<DeviceName> = names
-            .into_iter()
+        // multipathd takes no disk of another size than the map's: after an extension the map is
+        // resized first.
+        let lacking: Vec<DeviceName> = disks
+            .iter()
+            .filter(|disk| disk.size_bytes == map.size_bytes)
+            .map(|disk| disk.name.clone())
             .filter(|name| map.members.iter().all(|member| &member.device != name))
             .collect();
         if !lacking.is_empty() && !self.observed.attempt.overdue.map {
@@ -53,8 +59,7 @@ impl<'a> Road<'a> {
             );
         }
         Ok(Device {
-            name: &map.device,
-            number: map.number,
+            id: DeviceId { name: map.device.clone(), number: map.number, diskseq: map.diskseq },
             read_only: map.read_only,
             holders: &map.holders,
             lasting: map.node.is_some(),
@@ -71,7 +76,12 @@ impl<'a> Road<'a> {
         step(Step::AddMap { wwid: wwid.clone(), devices }, why)
     }
 
-    fn map_is_sound(&self, map: &MultipathMap, wwid: &Wwid, disks: &[&ScsiDevice]) -> Settled {
+    pub(super) fn map_is_sound(
+        &self,
+        map: &MultipathMap,
+        wwid: &Wwid,
+        disks: &[&ScsiDevice],
+    ) -> Settled {
         let volume = self.spec.volume;
         if &map.wwid != wwid {
             let what = format!("map {} was made for {}, its disk is {wwid}", map.name, map.wwid);
@@ -121,8 +131,7 @@ impl<'a> Road<'a> {
             });
         }
         Ok(Device {
-            name: &disk.name,
-            number: disk.number,
+            id: DeviceId { name: disk.name.clone(), number: disk.number, diskseq: disk.diskseq },
             read_only: disk.read_only,
             holders: &disk.holders,
             lasting: true,
@@ -147,7 +156,7 @@ impl<'a> Road<'a> {
         if self.spec.mode == AccessMode::Ro && !device.read_only {
             let mut devices: Vec<DeviceName> = disks.iter().map(|disk| disk.name.clone()).collect();
             if self.record.multipath {
-                devices.push(device.name.clone());
+                devices.push(device.id.name.clone());
             }
             return step(Step::SetReadOnly { devices }, "the volume is attached read-only");
         }
@@ -157,10 +166,10 @@ impl<'a> Road<'a> {
             }
             self.lasting(device)?;
             // Nobody was given it yet.
-            return self.nobody_uses(device.name.as_str(), device.number, device.holders);
+            return self.nobody_uses(device.id.name.as_str(), device.id.number, device.holders);
         };
         if let Some(entry) = self.observed.host.mount_at(mount_path) {
-            if entry.number == device.number {
+            if entry.number == device.id.number {
                 return Ok(());
             }
             return refuse(Refusal::MountPath {
@@ -169,10 +178,10 @@ impl<'a> Road<'a> {
                 why: format!("{} is mounted there", entry.source),
             });
         }
-        if let Some(entry) = self.observed.host.mounts_of(device.number).next() {
+        if let Some(entry) = self.observed.host.mounts_of(device.id.number).next() {
             return refuse(Refusal::InUse {
                 volume: self.spec.volume,
-                device: device.name.to_string(),
+                device: device.id.name.to_string(),
                 by: format!("a mount on {}", entry.target.display()),
             });
         }
@@ -181,8 +190,7 @@ impl<'a> Road<'a> {
         self.lasting(device)?;
         step(
             Step::Mount {
-                device: device.name.clone(),
-                number: device.number,
+                device: device.id.clone(),
                 filesystem: *filesystem,
                 target: mount_path.clone(),
                 read_only: self.spec.mode == AccessMode::Ro,
@@ -201,16 +209,16 @@ impl<'a> Road<'a> {
         let attempt = &self.observed.attempt;
         let volume = self.spec.volume;
         let contents = match &attempt.contents {
-            Some((name, contents)) if name == device.name => contents,
+            Some((read, contents)) if *read == device.id => contents,
             _ => {
                 return step(
-                    Step::Probe { device: device.name.clone() },
+                    Step::Probe { device: device.id.clone() },
                     "what is on the device decides whether it is formatted, checked or left alone",
                 );
             }
         };
         let format_step = |resume, why: &str| {
-            step(Step::Format { device: device.name.clone(), filesystem, resume }, why)
+            step(Step::Format { device: device.id.clone(), filesystem, resume }, why)
         };
         let found = match contents {
             Contents::Filesystem { name } if name == filesystem.name() => {
@@ -218,12 +226,12 @@ impl<'a> Road<'a> {
                     return Ok(());
                 }
                 return step(
-                    Step::Check { device: device.name.clone(), filesystem },
+                    Step::Check { device: device.id.clone(), filesystem },
                     "the file system may not have been unmounted cleanly",
                 );
             }
             Contents::Blank => {
-                let device = device.name.clone();
+                let device = device.id.name.clone();
                 if self.spec.mode == AccessMode::Ro {
                     let why = "the volume is attached read-only";
                     return refuse(Refusal::Blank { volume, device, why });
@@ -244,7 +252,7 @@ impl<'a> Road<'a> {
             Contents::Filesystem { name } => {
                 return refuse(Refusal::OtherFilesystem {
                     volume,
-                    device: device.name.clone(),
+                    device: device.id.name.clone(),
                     found: name.clone(),
                     wanted: filesystem,
                 });
@@ -258,7 +266,7 @@ impl<'a> Road<'a> {
                 format!("data (the first byte that is not zero is at {offset})")
             }
         };
-        refuse(Refusal::NotBlank { volume, device: device.name.clone(), found })
+        refuse(Refusal::NotBlank { volume, device: device.id.name.clone(), found })
     }
 
     fn held_a_file_system(&self) -> bool {

@@ -12,7 +12,7 @@ use super::super::{context, exit::Failure};
 use crate::{
     config::Options,
     host::Host as _,
-    model::{Connector, ConnectorFields},
+    model::{AccessMode, Connector, ConnectorFields},
 };
 
 const LONGEST_FILE: u64 = 64 << 10;
@@ -84,6 +84,18 @@ impl FromStr for Part {
         let value = ConnectorFields::parse_field(key, value).map_err(|error| error.to_string())?;
         Ok(Self::Field(key.to_owned(), value))
     }
+}
+
+/// `--mode` beside a connector that has one.
+pub(super) fn agree_on_mode(
+    mode: Option<AccessMode>,
+    connector: &ConnectorFields,
+) -> Result<(), Failure> {
+    if mode.is_some() && connector.mode().is_some_and(|other| Some(other) != mode) {
+        let what = "--mode and the connector's mode contradict each other: leave one out";
+        return Err(Failure::Usage(what.to_owned()));
+    }
+    Ok(())
 }
 
 impl ConnectorArgs {

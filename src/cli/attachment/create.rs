@@ -1,7 +1,12 @@
 use clap::{ArgGroup, Args};
 use uuid::Uuid;
 
-use super::{Session, connector::ConnectorArgs, fields::FieldArgs, wait::Wait};
+use super::{
+    Session,
+    connector::{ConnectorArgs, agree_on_mode},
+    fields::FieldArgs,
+    wait::Wait,
+};
 use crate::{
     cinder::{
         AttachmentStatus, CinderError, Client, ConnectorRef, ListQuery, Microversion, NewAttachment,
@@ -118,10 +123,8 @@ impl Create {
             Some(_) if self.no_connect => {
                 "--no-connect and a connector contradict each other: leave one out"
             }
-            Some(fields) if mode.is_some() && fields.mode().is_some_and(|m| Some(m) != mode) => {
-                "--mode and the connector's mode contradict each other: leave one out"
-            }
-            Some(_) | None => return Ok(()),
+            Some(fields) => return agree_on_mode(mode, fields),
+            None => return Ok(()),
         };
         Err(Failure::Usage(contradiction.to_owned()))
     }

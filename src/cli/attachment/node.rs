@@ -108,6 +108,7 @@ mod tests {
             hctl: format!("{number}:0:0:1").parse().unwrap(),
             name: DeviceName::new(&format!("sd{}", char::from(b'a' + number))).unwrap(),
             number: DeviceNumber { major: 8, minor: u32::from(number) * 16 },
+            diskseq: None,
             size_bytes: 1 << 30,
             wwid: None,
             vendor: "IET".to_owned(),
@@ -130,6 +131,7 @@ mod tests {
                 node: None,
                 device: DeviceName::new("dm-0").unwrap(),
                 number: DeviceNumber { major: 253, minor: 0 },
+                diskseq: None,
                 size_bytes: 1 << 30,
                 read_only: false,
                 members: vec![member(1), member(2)],
@@ -141,6 +143,7 @@ mod tests {
                 target: "/mnt/db".into(),
                 fs_type: "ext4".to_owned(),
                 read_only: false,
+                errors: false,
             }],
             ..HostState::default()
         };

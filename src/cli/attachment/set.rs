@@ -1,7 +1,13 @@
 use clap::Args;
 use serde_json::Value;
 
-use super::{Session, connector::ConnectorArgs, fields::FieldArgs, ids, wait::Wait};
+use super::{
+    Session,
+    connector::{ConnectorArgs, agree_on_mode},
+    fields::FieldArgs,
+    ids,
+    wait::Wait,
+};
 use crate::{
     cinder::AttachmentStatus,
     cli::exit::Failure,
@@ -35,10 +41,7 @@ impl Set {
             return Err(Failure::Usage(what.to_owned()));
         };
         if let Some(mode) = self.mode {
-            if connector.mode().is_some_and(|other| other != mode) {
-                let what = "--mode and the connector's mode contradict each other: leave one out";
-                return Err(Failure::Usage(what.to_owned()));
-            }
+            agree_on_mode(Some(mode), &connector)?;
             connector.put("mode", Value::from(mode.name()));
         }
         let client = session.client()?;

@@ -13,7 +13,7 @@ _OTHER = "00000000-0000-4000-8000-000000000000"
 _MINIMAL = {"nodeName": "node1", "volumeID": _VOLUME}
 _FULL = {**_MINIMAL, "mode": "ro", "volumeMode": "Filesystem", "filesystem": {"type": "xfs", "format": "Never", "mountOptions": ["noatime"]},
          "mountPath": "/mnt/db", "multipath": "Required", "instanceUUID": _OTHER}
-_DEFAULTS = {"mode": "rw", "volumeMode": "Filesystem", "multipath": "Auto"}
+_DEFAULTS = {"forceDetach": False, "mode": "rw", "volumeMode": "Filesystem", "multipath": "Auto"}
 _REMOVED = "(removed)"
 
 Spec = dict[str, Any]
@@ -32,6 +32,7 @@ _ACCEPTED: list[Spec] = [
     {"mountPath": "/a"}, {"mountPath": "/mnt/a b"}, {"mountPath": "/mnt/..a/b../.c/..."}, {"mountPath": "/" + "a" * 1023},
     {"mountPath": None},
     {"instanceUUID": _OTHER}, {"instanceUUID": None},
+    {"sizeGiB": 1}, {"sizeGiB": 65536}, {"sizeGiB": None},
 ]
 
 # What is written over the smallest request -> what the API server says.
@@ -84,6 +85,7 @@ _REFUSED: list[tuple[Spec, str]] = [
     ({"volumeMode": "Block", "filesystem": {}}, "filesystem and mountPath belong to volumeMode Filesystem"),
     ({"instanceUUID": ""}, "spec.instanceUUID in body should match"),
     ({"instanceUUID": "server-1"}, "spec.instanceUUID in body should match"),
+    ({"sizeGiB": 0}, "spec.sizeGiB"), ({"sizeGiB": -1}, "spec.sizeGiB"), ({"sizeGiB": 1.5}, "spec.sizeGiB"), ({"sizeGiB": "1Gi"}, "spec.sizeGiB"),
     ({"mountpath": "/mnt/db"}, 'unknown field "spec.mountpath"'),
 ]
 
@@ -110,6 +112,13 @@ _UPDATES: list[tuple[Spec, Spec, Optional[str]]] = [
     (_FULL, {"instanceUUID": _VOLUME}, "instanceUUID is immutable"),
     (_FULL, {"instanceUUID": _REMOVED}, "instanceUUID can be neither added nor removed"),
     (_FULL, {"instanceUUID": None}, "instanceUUID can be neither added nor removed"),
+    (_MINIMAL, {"forceDetach": True}, None),
+    (_MINIMAL, {"sizeGiB": 1}, None),
+    ({**_MINIMAL, "sizeGiB": 2}, {"sizeGiB": 3}, None),
+    ({**_MINIMAL, "sizeGiB": 2}, {"sizeGiB": 2}, None),
+    ({**_MINIMAL, "sizeGiB": 2}, {"sizeGiB": 1}, "sizeGiB can only grow"),
+    ({**_MINIMAL, "sizeGiB": 2}, {"sizeGiB": _REMOVED}, "sizeGiB can't be removed"),
+    ({**_MINIMAL, "sizeGiB": 2}, {"sizeGiB": None}, "sizeGiB can't be removed"),
     (_MINIMAL, _DEFAULTS, None),
     (_MINIMAL, {"filesystem": {}}, "mountPath and filesystem can be neither added nor removed"),
     (_MINIMAL, {"mountPath": "/mnt/db"}, "mountPath and filesystem can be neither added nor removed"),
@@ -179,7 +188,7 @@ def test_defaults_are_filled_in(cluster: Cluster) -> None:
     expect(stored["spec"]["filesystem"] == {"type": "ext4", "format": "IfBlank"}, f"the spec is {stored['spec']}")
 
 
-def test_nothing_of_a_spec_can_be_changed(cluster: Cluster) -> None:
+def test_nothing_of_a_spec_can_be_changed_but_force_and_the_size_that_only_grows(cluster: Cluster) -> None:
     wrong = []
     for number, (before, change, words) in enumerate(_UPDATES):
         path = f"{REQUESTS}/update-{number}"

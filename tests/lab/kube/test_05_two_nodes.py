@@ -43,6 +43,8 @@ def test_two_nodes_with_one_initiator_name_attach_nothing_new(cluster: Cluster) 
                 for agent_, name in ((one, "node2"), (other, "node1")):
                     found = agent_.wait_connector("False", "DuplicateInitiatorName")
                     expect(name in ready_condition(found["status"])["message"], f"it doesn't name {name}: {found['status']}")
+                    unique = agent_.doctor()["initiator-unique"]
+                    expect(unique["verdict"] == "failed" and name in unique["saw"][0], f"doctor: {unique}")
                 ask(cluster, "new", w)
                 ask(cluster, "copy", w, node="node2")
                 wait_ready(one, "new", "False", "DuplicateInitiatorName")

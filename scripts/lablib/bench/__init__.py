@@ -1,0 +1,1 @@
+"""attachd beside os-brick and the bare tools: `scripts/bench`."""
