@@ -521,6 +521,8 @@ async fn paths_that_fail_and_recover_are_told_and_left_to_iscsid() {
     node.until_attached("db").await;
     sleep(Duration::from_secs(20)).await;
     let (asked, changes) = (node.done("Cinder: "), node.done("] "));
+    // Asked for where a session stays away, in vain: its portal doesn't answer.
+    let changes_now = || node.done("] ") - node.done("GiveBackConnections");
     node.set_portals(&[0], false);
     node.until_told("Degraded").await;
     node.set_portals(&[1], false);
@@ -534,8 +536,44 @@ async fn paths_that_fail_and_recover_are_told_and_left_to_iscsid() {
     node.set_portals(&[1], true);
     node.until_attached("db").await;
     sleep(Duration::from_mins(10)).await;
-    assert_eq!((node.done("Cinder: "), node.done("] ")), (asked, changes));
+    assert_eq!((node.done("Cinder: "), changes_now()), (asked, changes));
     agent.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_iscsid_can_not_set_up_again_is_given_back() {
+    for (heal, restarted) in [(true, false), (true, true), (false, false)] {
+        let node = Node::new();
+        let mut agent = node.agent_that_heals(heal);
+        node.api.create("db", "one", &node.spec(0));
+        node.until_attached("db").await;
+        sleep(Duration::from_secs(20)).await;
+        let mut asked = node.done("Cinder: ");
+        let targets = node.targets();
+        for target in &targets {
+            node.world.state().kernel.held_back.insert(target.clone());
+        }
+        // Whoever looks sees them from now on.
+        node.set_portals(&[0, 1], true);
+        node.until_told("NoPath").await;
+        let began = tokio::time::Instant::now();
+        if heal {
+            if restarted {
+                agent.end().await;
+                agent = node.agent();
+                // It asks for the attachment, and waits for the sessions.
+                asked += 1;
+            }
+            node.until_attached("db").await;
+            let took = began.elapsed();
+            assert!((10..30).contains(&took.as_secs()), "iscsid comes first: {took:?}");
+        } else {
+            sleep(Duration::from_hours(1)).await;
+            assert_eq!(node.done("GiveBackConnections"), 0);
+        }
+        assert_eq!((node.done("Logout"), node.done("Cinder: ")), (0, asked));
+        agent.end().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

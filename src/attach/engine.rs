@@ -19,9 +19,13 @@ use super::{
 };
 use crate::{
     cinder::{AttachmentSummary, BlockStorage, Volume},
-    host::{Host, HostError, NodeFacts},
+    host::{Host, HostError, HostOp, NodeFacts},
     model::{AttachSpec, HostState, Retry, Target, VolumeId},
 };
+
+/// iscsid has a session back within seconds of its portal's return. Giving back what nothing holds is
+/// harmless.
+pub(crate) const LEFT_TO_ISCSID: Duration = Duration::from_secs(15);
 
 /// Time limits of the engine. What single operations may take is their own matter.
 #[derive(Debug, Clone, Copy)]
@@ -381,6 +385,7 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         let mut changed = false;
         let mut trouble = None;
         let mut first = true;
+        let mut given_back = false;
         let mut last_look = LastLook::none();
         loop {
             let host = last_look.again_or(self.look_for(run), &mut events).await?;
@@ -453,7 +458,14 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                         (run.progress)(Progress::Waiting { what: awaited.to_string() });
                         Instant::now()
                     });
-                    if began.elapsed() >= self.config.patience {
+                    if let Awaited::Sessions { targets } = &awaited
+                        && began.elapsed() >= LEFT_TO_ISCSID
+                        && !std::mem::replace(&mut given_back, true)
+                    {
+                        for what in self.give_back_connections(targets.clone()).await {
+                            run.note(Progress::Warning { what });
+                        }
+                    } else if began.elapsed() >= self.config.patience {
                         overdue(&mut run.attempt, &awaited);
                     } else {
                         self.wait(&mut events, stopped, &awaited, began).await?;
@@ -464,6 +476,26 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                 }
             }
         }
+    }
+
+    /// Has the kernel give iscsid the connections of sessions back that iscsid can't set up again, and
+    /// says what came of it. Nothing is logged out.
+    pub(crate) async fn give_back_connections(&self, targets: Vec<Target>) -> Vec<String> {
+        if targets.is_empty() {
+            return Vec::new();
+        }
+        let named = targets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let applied = match self.host.apply(&HostOp::GiveBackConnections { targets }).await {
+            Ok(applied) => applied,
+            Err(error) => return vec![format!("{named}: {error}")],
+        };
+        let failures = applied.failures.iter().map(|(target, error)| format!("{target}: {error}"));
+        let given = applied.changed.then(|| {
+            format!(
+                "iscsid could not log in again, though the portal answers: the kernel gave it back what it held of {named}"
+            )
+        });
+        given.into_iter().chain(failures).collect()
     }
 
     /// How long a device may be in use, or not be read, before that is an error.

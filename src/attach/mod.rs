@@ -32,8 +32,8 @@ mod state;
 mod step;
 mod verdict;
 
-pub(crate) use engine::unless_stopped;
 pub use engine::{Engine, EngineConfig, Progress};
+pub(crate) use engine::{LEFT_TO_ISCSID, unless_stopped};
 pub use error::AttachError;
 pub(crate) use error::chain;
 pub use inventory::{Chain, Foreign, Handle, Inventory, OtherSession, PathChain, Resolved};

@@ -6,13 +6,13 @@ use std::{
     time::Duration,
 };
 
-use futures::FutureExt as _;
+use futures::{FutureExt as _, future::join_all};
 use nix::libc::EIO;
-use tokio::sync::watch;
+use tokio::{net::TcpStream, sync::watch, time::timeout};
 
 use crate::model::{
     Chap, Contents, DeviceId, DeviceName, DeviceNumber, Filesystem, Hctl, HostState, Portal,
-    Session, Target,
+    Session, SessionState, Target,
 };
 
 use super::{
@@ -43,7 +43,10 @@ const OBSERVE_LIMIT: Duration = Duration::from_secs(20);
 /// An answer that needs no device.
 const ASK_LIMIT: Duration = Duration::from_secs(2);
 
-/// The end of a session that carries nothing.
+/// A portal that works answers at once.
+const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+
+/// The end of a session that carries nothing, or of a connection that failed.
 const END_LIMIT: Duration = Duration::from_secs(20);
 
 /// How soon an unmount ends once its I/O fails.
@@ -209,6 +212,33 @@ impl<E: Executor> LinuxHost<E> {
         Ok(self.iscsi().logout(targets, &seen.sessions, iscsid, &end).await)
     }
 
+    async fn give_back_connections(&self, targets: &[Target]) -> Result<Applied, HostError> {
+        let seen = self.observe_targets(&targets.iter().cloned().collect()).await?;
+        let fails = |session: &&Session| session.state != SessionState::LoggedIn;
+        let given = targets.iter().map(async |target| {
+            let Some(session) = seen.session(target).filter(fails) else { return Ok(false) };
+            // A portal that is away is iscsid's to wait for.
+            if !answers(target.portal).await {
+                return Ok(false);
+            }
+            let (sysfs, session) = (self.config.sysfs.clone(), session.clone());
+            let doing = format!("giving back the connection of session {}", session.sid);
+            let give_back = move || {
+                let what = format!("connection{}:0 of the kernel", session.sid);
+                kernel_session::give_back(&sysfs, &session).map_err(HostError::io("stop", what))
+            };
+            blocking::limited(doing, END_LIMIT, give_back).await
+        });
+        let mut applied = Applied::default();
+        for (target, given) in targets.iter().zip(join_all(given).await) {
+            match given {
+                Ok(given) => applied.changed |= given,
+                Err(error) => applied.failures.push((target.to_string(), error)),
+            }
+        }
+        Ok(applied)
+    }
+
     /// Unmounts. Where that hangs, since the map queues I/O and has no path left, I/O is made to fail:
     /// after the whole time limit, in which a path may have come back.
     async fn unmount(&self, target: &Path) -> Result<Applied, HostError> {
@@ -342,6 +372,11 @@ impl<E: Executor> LinuxHost<E> {
     }
 }
 
+async fn answers(portal: Portal) -> bool {
+    let connect = TcpStream::connect((portal.address(), portal.port()));
+    matches!(timeout(CONNECT_LIMIT, connect).await, Ok(Ok(_)))
+}
+
 impl<E: Executor> Host for LinuxHost<E> {
     fn events(&self) -> watch::Receiver<u64> {
         self.uevents.counter()
@@ -395,6 +430,7 @@ impl<E: Executor> Host for LinuxHost<E> {
                 Ok(self.iscsi().write_records(targets, chap.as_ref()).await)
             }
             HostOp::Login { targets } => Ok(self.iscsi().login(targets).await),
+            HostOp::GiveBackConnections { targets } => self.give_back_connections(targets).await,
             HostOp::ScanLuns { luns } => Ok(self.scsi().scan(luns).await),
             HostOp::Rescan { devices } => Ok(self.scsi().rescan(devices).await),
             HostOp::AddMap { wwid, devices } => self.multipath().add(wwid, devices).await,

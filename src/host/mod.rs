@@ -179,6 +179,12 @@ pub enum HostOp {
         /// To which targets; their node records exist.
         targets: Vec<Target>,
     },
+    /// Have the kernel give iscsid back the connections that iscsid can't set up again: of sessions that
+    /// don't work, though their portals answer. Nothing is logged out.
+    GiveBackConnections {
+        /// Of whose sessions.
+        targets: Vec<Target>,
+    },
     /// Make the kernel look at exactly one LUN on each of these SCSI hosts.
     ScanLuns {
         /// SCSI host and LUN.

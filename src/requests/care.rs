@@ -1,7 +1,7 @@
 //! An attached volume, looked after: its status follows what the node shows, and what is missing is
 //! brought back.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, mem, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -15,11 +15,14 @@ use super::{
     worker::{FIRST_PAUSE, Worker},
 };
 use crate::{
-    attach::{AttachError, Attached, Loss, PathState, Record, Verdict, judge, unless_stopped},
+    attach::{
+        AttachError, Attached, LEFT_TO_ISCSID, Loss, PathState, Record, Verdict, judge,
+        unless_stopped,
+    },
     cinder::BlockStorage,
     host::Host,
     metrics::{Operation, RequestGauge, RequestState},
-    model::{AttachSpec, Retry, Target},
+    model::{AttachSpec, Retry, SessionState, Target},
     projection::Standing,
 };
 
@@ -42,6 +45,8 @@ pub(super) struct Care {
     missing: bool,
     /// By the last look since the last try.
     seen: Option<Verdict>,
+    /// Sessions that are there and don't work, and until when they are left to iscsid.
+    broken: BTreeMap<Target, Instant>,
 }
 
 struct Failure {
@@ -81,6 +86,9 @@ impl Care {
     /// `since`: when the attach had ended that gave this, and was told.
     pub(super) fn new(record: Record, mut attached: Attached, since: Instant) -> Self {
         attached.changed = false;
+        // On a node that nothing happens to, the first look may be a minute away.
+        let failing = attached.paths.iter().filter(|path| path.state == PathState::Failing);
+        let broken = failing.map(|path| (path.target.clone(), since + LEFT_TO_ISCSID)).collect();
         Self {
             missing: attached.is_incomplete(&record),
             record,
@@ -91,6 +99,7 @@ impl Care {
             tell_again: Pause::new(),
             heal: Pause { over: since + FIRST_PAUSE, ..Pause::new() },
             seen: None,
+            broken,
         }
     }
 
@@ -113,6 +122,14 @@ impl Care {
     }
 
     fn see(&mut self, spec: &AttachSpec, sight: &Sight) {
+        let targets = self.record.paths.iter().map(|path| &path.target);
+        let fails = |target: &&Target| {
+            let session = sight.host.session(target);
+            session.is_some_and(|session| session.state != SessionState::LoggedIn)
+        };
+        let known = mem::take(&mut self.broken);
+        let until = |target| known.get(target).copied().unwrap_or(sight.began + LEFT_TO_ISCSID);
+        self.broken = targets.filter(fails).map(|target| (target.clone(), until(target))).collect();
         let Some(verdict) = judge(spec, &self.record, &sight.host, &self.refusals()) else {
             return;
         };
@@ -143,7 +160,19 @@ impl Care {
     fn due(&self, healing: bool) -> Option<Instant> {
         let tell = (!self.told).then_some(self.tell_again.over);
         let heal = self.wants_heal(healing).then_some(self.heal.over);
-        tell.into_iter().chain(heal).min()
+        let reconnect = self.broken.values().min().filter(|_| healing).copied();
+        tell.into_iter().chain(heal).chain(reconnect).min()
+    }
+
+    /// The sessions that iscsid had its time for, which begins anew.
+    fn not_left_to_iscsid(&mut self, again: Duration) -> Vec<Target> {
+        let now = Instant::now();
+        let due = self.broken.iter_mut().filter(|(_, until)| **until <= now);
+        due.map(|(target, until)| {
+            *until = now + again;
+            target.clone()
+        })
+        .collect()
     }
 
     fn wants_heal(&self, healing: bool) -> bool {
@@ -188,6 +217,13 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
                 }
                 self.bring_back(spec, subject, over, care).await;
                 self.tell(subject, care).await;
+            }
+            if self.heal {
+                // What an attach can't bring back: the session is there.
+                let targets = care.not_left_to_iscsid(self.longest_pause.max(LEFT_TO_ISCSID));
+                for said in self.engine.give_back_connections(targets).await {
+                    tracing::warn!("{said}");
+                }
             }
             standing.set(care.request_state());
         }

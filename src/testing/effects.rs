@@ -105,6 +105,12 @@ impl World {
             HostOp::Login { targets } => {
                 self.each(targets, fault, ToString::to_string, World::log_in)
             }
+            HostOp::GiveBackConnections { targets } => {
+                self.each(targets, fault, ToString::to_string, |world, target| {
+                    let answers = world.storage.answers(&target.iqn, target.portal).is_some();
+                    Ok(answers && world.kernel.held_back.remove(target))
+                })
+            }
             HostOp::ScanLuns { luns } => self.each(
                 luns,
                 fault,

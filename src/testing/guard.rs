@@ -41,6 +41,7 @@ impl World {
             }
             HostOp::WriteNodeRecords { .. }
             | HostOp::Login { .. }
+            | HostOp::GiveBackConnections { .. }
             | HostOp::ScanLuns { .. }
             | HostOp::Rescan { .. }
             | HostOp::AddMap { .. }

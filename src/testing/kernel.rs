@@ -146,6 +146,8 @@ pub struct Kernel {
     pub directories: BTreeMap<PathBuf, bool>,
     /// Whose sessions iscsid has not taken over since it was restarted, and does not end.
     pub waits_in_iscsid: BTreeSet<Target>,
+    /// Whose connections iscsid can't set up again, until the kernel gives them back.
+    pub held_back: BTreeSet<Target>,
     /// multipathd is away, or never makes a map.
     pub no_maps: bool,
     /// multipathd doesn't add new disks to maps by itself.
@@ -257,7 +259,8 @@ impl Kernel {
         for session in &mut self.sessions {
             let answers = storage.answers(&session.target.iqn, session.target.portal);
             // After a lost connection iscsid logs in again, with the credentials that it has.
-            session.state = if answers == Some(session.generation) {
+            let held_back = self.held_back.contains(&session.target);
+            session.state = if answers == Some(session.generation) && !held_back {
                 SessionState::LoggedIn
             } else {
                 SessionState::Failed

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Callable
 
-from lablib import cinder, paths, target
+from lablib import cinder, guest, paths, target
 from lablib.cases import expect, size, takes_long
 from lablib.commands import run, wait_until
 from lablib.daemon import Daemon, Status, daemon, ready_condition
+from lablib.networks import HOST_NETWORKS
 from lablib.node import Attachd
 from lablib.steps import MOUNT, nothing_left, path_cut, volume
 from lablib.writer import Verified, Writer, writer
@@ -92,6 +93,43 @@ def _delete_disk(node: Attachd, chance: random.Random) -> Callable[[], None]:
     return act
 
 
+# A portal of the node's own in place of the target's takes the connection, and closes it while iscsid sets it up:
+# iscsid is slowed down for that. Where the kernel has taken the connection over, it stays failed.
+_HOLD_BACK = '''
+import glob, socket, subprocess, sys, time
+address, port = sys.argv[1], int(sys.argv[2])
+def word(path):
+    with open(path) as file:
+        return file.read().strip()
+[connection] = [path for path in glob.glob("/sys/class/iscsi_connection/*") if word(path + "/persistent_address") == address]
+iscsid = subprocess.run(["pgrep", "-n", "-x", "iscsid"], capture_output=True, text=True, check=True).stdout.strip()
+slow = subprocess.Popen(["strace", "-qq", "-p", iscsid, "-e", "trace=sendmsg", "-e", "inject=sendmsg:delay_enter=100000", "-o", "/dev/null"])
+local = ["ip", "address", "add", address + "/32", "dev", "lo"]
+subprocess.run(local, check=True)
+try:
+    with socket.create_server((address, port)) as server:
+        server.settimeout(60)
+        client, _ = server.accept()
+        end = time.monotonic() + 30
+        while word(connection + "/state") != "bound":
+            if time.monotonic() > end:
+                sys.exit("iscsid bound no connection")
+            time.sleep(0.01)
+        time.sleep(0.2)
+        client.close()
+        time.sleep(1)
+finally:
+    subprocess.run([*local[:2], "delete", *local[3:]], check=True)
+    slow.terminate()
+    slow.wait()
+'''
+
+
+def _hold_back(node: Attachd, path: int) -> None:
+    address, port = f"10.0.{HOST_NETWORKS[path]}.2", str(node.lab.settings().iscsi_port)
+    guest.output(node.lab, node.record, ["python3", "-c", _HOLD_BACK, address, port], timeout=120)
+
+
 def _restart_target(node: Attachd) -> Callable[[], None]:
     def act() -> None:
         lab, settings = node.lab, node.lab.settings()
@@ -146,6 +184,28 @@ def test_no_acknowledged_write_is_lost_however_paths_and_sessions_go_and_come_ba
         _detached(node, d, v)
     print(f"     seed {seed}: {sum(done.values())} trials {done}; {found.bytes} bytes written with fsync and verified, none lost; "
           f"longest wait of a write {pause:.1f} s, slowest return {slowest:.1f} s")
+
+
+def test_a_session_that_iscsid_can_not_set_up_again_comes_back_by_itself(node: Attachd) -> None:
+    with volume(node) as v, daemon(node, ATTACHD_HEAL="off") as d:
+        d.request("db", v, mountPath=MOUNT, multipath="Required")
+        _whole(node, d)
+        before, calls = node.session_ids(), d.cinder_calls()
+        _hold_back(node, 2)
+        d.wait_for("db", "Degraded", ready=True)
+        # iscsid tries every two or three seconds, and its portal answers.
+        time.sleep(25)
+        expect(d.status("db") is not None and ready_condition(d.status("db"))["reason"] == "Degraded", f"without healing: {d.status('db')}")
+        d.end("TERM")
+        d.start(ATTACHD_HEAL="on")
+        start = time.monotonic()
+        node.wait_for_paths(active=2, failed=0, timeout=120)
+        took = time.monotonic() - start
+        _attached(d)
+        expect("the kernel gave it back" in d.log(), "it came back without attachd")
+        expect(node.session_ids() == before, f"the sessions were {before}, and are {node.session_ids()}")
+        print(f"     held back: whole again {took:.1f} s after a start of a daemon that heals")
+        _detached(node, d, v)
 
 
 def test_beyond_the_queueing_time_the_writer_gets_an_error_and_an_ext4_that_stopped_is_told(node: Attachd) -> None:
