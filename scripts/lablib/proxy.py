@@ -43,6 +43,8 @@ class Proxy:
         self.behaviour = Behaviour()
         self.requests: list[tuple[str, str]] = []
         self.answered: list[tuple[str, str]] = []
+        # Bytes of what was passed on, without headers: a request's body and its answer's.
+        self.sizes: list[int] = []
         self._closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, cinder_port))
         self._server.daemon_threads = True
@@ -98,6 +100,7 @@ def _handler(proxy: Proxy, cinder_port: int) -> type[BaseHTTPRequestHandler]:
             finally:
                 cinder.close()
             proxy.answered.append((self.command, path))
+            proxy.sizes.append(len(body) + len(content))
             proxy.wait(proxy.behaviour.delay(self.command, path))
             content = proxy.behaviour.rewrite(self.command, path, content)
             self._send(answer.status, answer.getheaders(), content)

@@ -158,9 +158,10 @@ def _calls(bench: Bench) -> None:
         with proxied(bench.node) as proxy:
             contender = Contender(bench.node, who, proxy.endpoint_in_node)
             for what in ("attach", "detach"):
-                before = len(proxy.requests)
+                before = len(proxy.sizes)
                 contender.do(what, bench.volumes(1))
-                bench.figures[f"calls to Cinder, {what}, {who}"] = len(proxy.requests) - before
+                sizes = proxy.sizes[before:]
+                bench.figures[f"calls to Cinder and bytes of their bodies, both ways: {what}, {who}"] = (len(sizes), sum(sizes))
             contender.close()
 
 
