@@ -10,14 +10,13 @@
 //!
 //! Everything here can vanish while it is read; what vanishes is left out.
 
+mod walk;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, Read as _},
-    mem,
     os::unix::fs::{DirEntryExt as _, FileTypeExt, MetadataExt},
     path::{Component, Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 use nix::sys::stat::{major, minor};
@@ -25,10 +24,12 @@ use serde::Serialize;
 
 use crate::model::{
     DeviceName, DeviceNumber, DeviceState, Hctl, Iqn, MapMember, MultipathMap, Portal, ScsiDevice,
-    Session, SessionState, Target, Wwid,
+    Session, SessionState, Wwid,
 };
 
 use super::{HostError, wwid::wwid_of_page83};
+
+pub(crate) use walk::{Memory, Scope};
 
 /// The prefix of the dm UUID of maps that multipath made (multipath-tools' `UUID_PREFIX`).
 const MPATH: &str = "mpath-";
@@ -56,57 +57,6 @@ pub struct Snapshot {
     pub nascent: Vec<Hctl>,
     /// All multipath maps.
     pub maps: Vec<MultipathMap>,
-}
-
-/// What a walk must read, whatever the last one saw of it.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Scope {
-    /// All there is.
-    pub(crate) everything: bool,
-    /// The sessions to these targets, and all that hangs on them.
-    pub(crate) targets: BTreeSet<Target>,
-    /// The sessions of these SCSI hosts, the same.
-    pub(crate) hosts: BTreeSet<u32>,
-    /// Maps, by their kernel names (`dm-3`).
-    pub(crate) maps: BTreeSet<String>,
-}
-
-impl Scope {
-    /// All there is.
-    pub(crate) fn everything() -> Self {
-        Self { everything: true, ..Self::default() }
-    }
-
-    /// Takes in another one.
-    pub(crate) fn add(&mut self, other: Self) {
-        self.everything |= other.everything;
-        self.targets.extend(other.targets);
-        self.hosts.extend(other.hosts);
-        self.maps.extend(other.maps);
-    }
-
-    fn has_session(&self, session: &Session) -> bool {
-        self.hosts.contains(&session.host)
-            || self.targets.iter().any(|target| session.is_to(target))
-    }
-}
-
-/// How long a walk may take what the last one saw for what is there: the kernel has no event for each
-/// change of a session's or a disk's state.
-const GOOD: Duration = Duration::from_secs(5);
-
-/// What the last walk saw, by the inode numbers of the directory entries: sysfs gives none of them twice
-/// (`kernfs_ino()`), so that another session of the same name is another one here.
-#[derive(Debug, Default)]
-pub(crate) struct Memory {
-    sessions: BTreeMap<u64, Seen<OneSession>>,
-    maps: BTreeMap<u64, Seen<MultipathMap>>,
-}
-
-#[derive(Debug)]
-struct Seen<T> {
-    what: T,
-    at: Instant,
 }
 
 /// A session and its disks.
@@ -137,47 +87,6 @@ impl Sysfs {
     /// Walks sessions, their disks and the maps. Blocks.
     pub fn snapshot(&self) -> Result<Snapshot, HostError> {
         self.walk(&mut Memory::default(), &Scope::everything())
-    }
-
-    /// The same; what isn't in the scope may be what the last walk saw, at most [`GOOD`] ago. Blocks.
-    pub(crate) fn walk(&self, memory: &mut Memory, scope: &Scope) -> Result<Snapshot, HostError> {
-        let mut last = mem::take(memory);
-        let now = Instant::now();
-        let good = |at: Instant| !scope.everything && now.duration_since(at) < GOOD;
-        // Of what was not read anew.
-        let mut known = BTreeSet::new();
-        let mut held_by = BTreeSet::new();
-        for (name, link, number) in self.list("class/iscsi_session")? {
-            let seen = last.sessions.remove(&number);
-            let seen = seen.filter(|seen| good(seen.at) && !scope.has_session(&seen.what.session));
-            let seen = if let Some(seen) = seen {
-                known.extend(seen.what.devices.iter().map(|device| device.name.clone()));
-                seen
-            } else {
-                let Some(what) = one_session(&name, link)? else { continue };
-                held_by.extend(what.devices.iter().flat_map(|device| device.holders.clone()));
-                Seen { what, at: now }
-            };
-            memory.sessions.insert(number, seen);
-        }
-        for (name, link, number) in self.maps_and_others()? {
-            let seen = last.maps.remove(&number).filter(|seen| {
-                good(seen.at)
-                    && !scope.maps.contains(&name)
-                    && !held_by.contains(&seen.what.device)
-                    && !seen.what.members.is_empty()
-                    && seen.what.members.iter().all(|member| known.contains(&member.device))
-            });
-            let seen = match seen {
-                Some(seen) => seen,
-                None => match Self::map(&name, &resolved(link))? {
-                    Some(what) => Seen { what, at: now },
-                    None => continue,
-                },
-            };
-            memory.maps.insert(number, seen);
-        }
-        Ok(memory.snapshot())
     }
 
     /// The multipath map with this identity. Blocks.
@@ -325,25 +234,6 @@ impl Sysfs {
             return Err(HostError::io("read", self.root.join("class"))(source));
         }
         numbered(&self.root.join(below))
-    }
-}
-
-impl Memory {
-    fn snapshot(&self) -> Snapshot {
-        let mut snapshot = Snapshot::default();
-        for OneSession { session, devices, nascent } in
-            self.sessions.values().map(|seen| &seen.what)
-        {
-            snapshot.sessions.push(session.clone());
-            snapshot.devices.extend_from_slice(devices);
-            snapshot.nascent.extend_from_slice(nascent);
-        }
-        snapshot.maps.extend(self.maps.values().map(|seen| seen.what.clone()));
-        snapshot.sessions.sort_by_key(|session| session.sid);
-        snapshot.devices.sort_by_key(|device| device.hctl);
-        snapshot.nascent.sort();
-        snapshot.maps.sort_by(|a, b| a.name.cmp(&b.name));
-        snapshot
     }
 }
 
@@ -608,81 +498,6 @@ mod tests {
         let members: Vec<_> = map.members.iter().map(|member| member.device.as_str()).collect();
         assert_eq!(members, ["sda", "sdb"]);
         assert!(map.holders.is_empty());
-    }
-
-    /// Takes each disk of the captured node offline, and gives the map another size: no event tells of it.
-    fn change_quietly(tree: &Path) {
-        for disk in ["host0/session4/target0:0:0/0:0:0:1", "host1/session5/target1:0:0/1:0:0:1"] {
-            fs::write(tree.join("devices/platform").join(disk).join("state"), "offline\n").unwrap();
-        }
-        fs::write(tree.join("devices/virtual/block/dm-0/size"), "8\n").unwrap();
-    }
-
-    /// Which disks are seen offline, and whether the map is seen with its new size.
-    fn changes_seen(snapshot: &Snapshot) -> (Vec<&str>, bool) {
-        let offline = snapshot.devices.iter().filter(|disk| disk.state == DeviceState::Offline);
-        (offline.map(|disk| disk.name.as_str()).collect(), snapshot.maps[0].size_bytes == 8 * 512)
-    }
-
-    #[test]
-    fn a_walk_reads_what_is_in_its_scope_and_takes_the_rest_from_the_last_one() {
-        let of_target = Target {
-            portal: "10.0.3.2:27551".parse().unwrap(),
-            iqn: Sysfs::new(fixtures::sysfs("two-paths").path()).snapshot().unwrap().sessions[0]
-                .iqn
-                .clone(),
-        };
-        let target = Scope { targets: [of_target].into(), ..Scope::default() };
-        let host = Scope { hosts: [0].into(), ..Scope::default() };
-        let map = Scope { maps: ["dm-0".to_owned()].into(), ..Scope::default() };
-        for (scope, disks, the_map) in [
-            (Scope::default(), vec![], false),
-            // A map over a disk that is read is read, too.
-            (target, vec!["sda"], true),
-            (host, vec!["sdb"], true),
-            (map, vec![], true),
-            (Scope::everything(), vec!["sdb", "sda"], true),
-        ] {
-            let tree = fixtures::sysfs("two-paths");
-            let (sysfs, mut memory) = (Sysfs::new(tree.path()), Memory::default());
-            let first = sysfs.walk(&mut memory, &Scope::default()).unwrap();
-            assert_eq!(first, sysfs.snapshot().unwrap(), "without a memory all is read");
-            change_quietly(tree.path());
-            let second = sysfs.walk(&mut memory, &scope).unwrap();
-            assert_eq!(changes_seen(&second), (disks, the_map), "{scope:?}");
-            let third = sysfs.walk(&mut memory, &Scope::everything()).unwrap();
-            assert_eq!(third, sysfs.snapshot().unwrap());
-        }
-    }
-
-    #[test]
-    fn what_came_or_went_is_seen_in_any_scope() {
-        let tree = fixtures::sysfs("two-paths");
-        let (sysfs, mut memory) = (Sysfs::new(tree.path()), Memory::default());
-        sysfs.walk(&mut memory, &Scope::default()).unwrap();
-        let class = tree.path().join("class/iscsi_session");
-        let link = fs::read_link(class.join("session4")).unwrap();
-        fs::remove_file(class.join("session4")).unwrap();
-        let seen = sysfs.walk(&mut memory, &Scope::default()).unwrap();
-        assert_eq!((seen.sessions.len(), seen.devices.len()), (1, 1));
-        std::os::unix::fs::symlink(link, class.join("session4")).unwrap();
-        let seen = sysfs.walk(&mut memory, &Scope::default()).unwrap();
-        assert_eq!(seen, sysfs.snapshot().unwrap());
-        fs::remove_file(tree.path().join("block/dm-0")).unwrap();
-        assert!(sysfs.walk(&mut memory, &Scope::default()).unwrap().maps.is_empty());
-    }
-
-    #[test]
-    fn what_was_seen_is_not_taken_for_what_is_there_for_long() {
-        let tree = fixtures::sysfs("two-paths");
-        let (sysfs, mut memory) = (Sysfs::new(tree.path()), Memory::default());
-        sysfs.walk(&mut memory, &Scope::default()).unwrap();
-        for seen in memory.sessions.values_mut() {
-            seen.at = seen.at.checked_sub(GOOD).unwrap();
-        }
-        change_quietly(tree.path());
-        let seen = sysfs.walk(&mut memory, &Scope::default()).unwrap();
-        assert_eq!(seen, sysfs.snapshot().unwrap());
     }
 
     #[test]
