@@ -213,6 +213,10 @@ impl<E: Executor> LinuxHost<E> {
     }
 
     async fn give_back_connections(&self, targets: &[Target]) -> Result<Applied, HostError> {
+        if !initiator::iscsid_answers().await {
+            // Nobody would take them.
+            return Ok(Applied::unchanged());
+        }
         let seen = self.observe_targets(&targets.iter().cloned().collect()).await?;
         let fails = |session: &&Session| session.state != SessionState::LoggedIn;
         let given = targets.iter().map(async |target| {
