@@ -246,7 +246,8 @@ def _beyond_the_queueing_time(node: Attachd, filesystem: str) -> None:
 def test_a_portal_that_was_dead_at_the_attach_is_used_when_it_answers_and_without_healing_nothing_is_touched(node: Attachd) -> None:
     with volume(node) as v, daemon(node, ATTACHD_HEAL="off") as d:
         with path_cut(node, 2):
-            d.request("db", v, mountPath=MOUNT)
+            # Without a file system, that may write something of its own at any time, and would fail.
+            d.request("db", v, volumeMode="Block")
             status = d.wait_for("db", "Degraded", ready=True)
             expect("10.0.3.2" in ready_condition(status)["message"], f"{ready_condition(status)}")
         sessions = node.session_ids()
