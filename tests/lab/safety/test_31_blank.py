@@ -95,7 +95,7 @@ def test_what_the_real_tools_make_is_called_by_its_name_and_not_formatted(node: 
             disk = backing_file(node, v)
             shared = Path(node.lab.share) / "image"
             node.shell(f"""
-_loop() {{ loop=$(losetup -f --show "${{@: -1}}"); "${{@:1:$#-1}}" "$loop"; sync; losetup -d "$loop"; }}
+_loop() {{ modprobe loop; loop=$(losetup -f --show "${{@: -1}}"); "${{@:1:$#-1}}" "$loop"; sync; losetup -d "$loop"; }}
 rm -f /tmp/image; truncate -s {disk.stat().st_size} /tmp/image
 {tool} /tmp/image > /dev/null
 cp --sparse=always /tmp/image /lab/image; rm /tmp/image""")
