@@ -37,6 +37,12 @@ const MOMENT: Duration = Duration::from_secs(1);
 /// What iscsid needs beside the login itself.
 const SLACK: Duration = Duration::from_secs(5);
 
+/// iscsiadm looks through all node records without its lock, and fails where one goes meanwhile that
+/// another run deletes (`idbm_for_each_iface()`).
+const RECORD_VANISHED: &str = "iface iter could not stat";
+/// How often it is run where records vanish under it.
+const TRIES: u32 = 10;
+
 /// Longest line of an answer that is logged.
 const MAX_QUOTED: usize = 300;
 
@@ -288,9 +294,19 @@ impl<E: Executor> OpenIscsi<'_, E> {
     }
 
     async fn run(&self, limit: Duration, args: &[String]) -> Result<Output, HostError> {
-        // Else it would wait for it for 30 s, and fail.
-        self.database.remove_stale_lock();
-        self.exec.run(Command::new(Program::Iscsiadm, limit, args.iter().cloned())).await
+        let mut tries = 0;
+        loop {
+            // Else it would wait for it for 30 s, and fail.
+            self.database.remove_stale_lock();
+            let command = Command::new(Program::Iscsiadm, limit, args.iter().cloned());
+            let output = self.exec.run(command).await?;
+            tries += 1;
+            let vanished = Code::from(output.exit) == Code::Database
+                && output.stderr.contains(RECORD_VANISHED);
+            if !vanished || tries == TRIES {
+                return Ok(output);
+            }
+        }
     }
 }
 
@@ -484,6 +500,24 @@ mod tests {
         assert!(applied.failures[0].0.ends_with("at 10.0.2.3:3260"));
         let last = applied.failures[6].1.to_string();
         assert!(last.ends_with("iscsiadm ended with exit code 5: iscsiadm: said"), "{last}");
+    }
+
+    #[tokio::test]
+    async fn a_record_of_another_that_vanishes_under_a_login_lets_it_be_run_again_but_not_for_ever()
+    {
+        // As captured from 2.1.8.
+        let said = "iscsiadm: iface iter could not stat /etc/iscsi/nodes/iqn.2010-10.org.openstack:volume-1/10.0.2.2,3260.\niscsiadm: Could not execute operation on all records: encountered iSCSI database failure";
+        let ended = |code, text| ("$ 10.0.2.2:3260 --login", code, text);
+        let targets = [target("10.0.2.2:3260")];
+        for (script, reasons) in [
+            (&[ended(6, said), ended(6, said), ended(0, "")][..], &[][..]),
+            (&[ended(6, said); 10][..], &["CommandFailed"][..]),
+            (&[ended(6, "iscsiadm: Could not lock discovery DB")][..], &["CommandFailed"][..]),
+        ] {
+            let root = node();
+            let applied = run(&root, script, async |iscsi| iscsi.login(&targets).await).await;
+            assert_eq!(self::reasons(&applied), reasons);
+        }
     }
 
     #[tokio::test]
