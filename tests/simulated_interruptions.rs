@@ -14,6 +14,16 @@ async fn operations_of_an_attach(style: Style) -> usize {
     node.world.operations()
 }
 
+/// The same of the detach after it.
+async fn operations_of_a_detach(style: Style) -> usize {
+    let mut node = Node::new(style);
+    let spec = node.spec(0);
+    node.attach(&spec).await.unwrap();
+    let before = node.world.operations();
+    node.detach(spec.volume).await.unwrap();
+    node.world.operations() - before
+}
+
 fn faults() -> Vec<Fault> {
     let mut faults = vec![Fault::Partial, Fault::Busy, Fault::Crash(When::During)];
     for when in [When::Before, When::After] {
@@ -69,20 +79,12 @@ async fn an_attach_that_is_cut_short_anywhere_goes_on_from_there() {
 #[tokio::test(start_paused = true)]
 async fn a_detach_that_is_cut_short_anywhere_goes_on_from_there() {
     for style in STYLES {
-        let (before, total) = {
-            let mut node = Node::new(style);
-            let spec = node.spec(0);
-            node.attach(&spec).await.unwrap();
-            let before = node.world.operations();
-            node.detach(spec.volume).await.unwrap();
-            (before, node.world.operations())
-        };
-        for index in before..total {
+        for index in 0..operations_of_a_detach(style).await {
             for fault in faults() {
                 let mut node = Node::new(style);
                 let spec = node.spec(0);
                 node.attach(&spec).await.unwrap();
-                node.world.plan_fault(index - before, fault);
+                node.world.plan_fault(index, fault);
                 let what = format!("{style:?}, operation {index}, {fault:?}");
                 let first = node.detach(spec.volume).await;
                 node.world.assert_sound();
@@ -100,12 +102,7 @@ async fn a_detach_that_is_cut_short_anywhere_goes_on_from_there() {
 #[tokio::test(start_paused = true)]
 async fn an_attach_gets_there_wherever_the_detach_before_it_was_cut_short() {
     for style in STYLES {
-        let mut node = Node::new(style);
-        let spec = node.spec(0);
-        node.attach(&spec).await.unwrap();
-        let before = node.world.operations();
-        node.detach(spec.volume).await.unwrap();
-        for index in 0..node.world.operations() - before {
+        for index in 0..operations_of_a_detach(style).await {
             for when in [When::Before, When::During, When::After] {
                 let mut node = Node::new(style);
                 let spec = node.spec(0);
