@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional
+from typing import IO, Any, Optional
 
 from lablib import cinder, guest, lifecycle, paths
 from lablib.cases import expect
@@ -41,6 +42,19 @@ def fill(disk: Path, writes: list[tuple[int, bytes]]) -> None:
         for offset, data in writes:
             file.seek(offset)
             file.write(data)
+
+
+def extents(file: IO[bytes]) -> Iterator[tuple[int, int]]:
+    """Begin and end of each part of a file that isn't a hole."""
+    end, at = os.fstat(file.fileno()).st_size, 0
+    while True:
+        try:
+            at = os.lseek(file.fileno(), at, os.SEEK_DATA)
+        except OSError:  # only a hole is left
+            return
+        stop = min(os.lseek(file.fileno(), at, os.SEEK_HOLE), end)
+        yield at, stop
+        at = stop
 
 
 def attach(node: Attachd, volume_id: str, *arguments: str, **environment: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from lablib.cases import expect, takes_long
 from lablib.commands import run
 from lablib.node import DEBUG, Attachd
 from lablib.proxy import Reply, wait_for
-from lablib.steps import (MOUNT, attach, attachments_of, backing_file, cinder_paused, cinder_stopped, daemon_stopped, detach, failed,
+from lablib.steps import (MOUNT, attach, attachments_of, backing_file, cinder_paused, cinder_stopped, daemon_stopped, detach, extents, failed,
                           fill, free, in_use_once, nothing_left, proxied, refused, reserve_elsewhere, volume)
 
 _UNKNOWN = "00000000-0000-4000-8000-000000000000"
@@ -267,18 +267,12 @@ def _digest(disk: Path) -> str:
     """A digest of all of a file that isn't zero, and of where it lies."""
     digest = hashlib.sha256()
     with open(disk, "rb") as file:
-        end, at = os.fstat(file.fileno()).st_size, 0
-        while True:
-            try:
-                at = os.lseek(file.fileno(), at, os.SEEK_DATA)
-            except OSError:  # only a hole is left
-                return digest.hexdigest()
-            stop = min(os.lseek(file.fileno(), at, os.SEEK_HOLE), end)
+        for at, stop in extents(file):
             for offset in range(at - at % 4096, stop, 4096):
                 block = os.pread(file.fileno(), 4096, offset)
                 if block.count(0) != len(block):
                     digest.update(f"{offset}".encode() + block)
-            at = stop
+    return digest.hexdigest()
 
 
 def test_a_device_that_somebody_else_uses_is_neither_detached_nor_used(node: Attachd) -> None:

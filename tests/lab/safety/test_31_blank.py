@@ -15,7 +15,7 @@ from lablib import signatures
 from lablib.cases import chance, expect, size, takes_long
 from lablib.node import Attachd
 from lablib.signatures import Signature
-from lablib.steps import attach, backing_file, detach, failed, fill, nothing_left, proxied, volume
+from lablib.steps import attach, backing_file, detach, extents, failed, fill, nothing_left, proxied, volume
 
 _MIB = 1 << 20
 # Side by side: most of an attach is waiting.
@@ -26,15 +26,9 @@ def _data(disk: Path) -> str:
     """A digest of all of a file that isn't a hole, and of where it lies."""
     digest = hashlib.sha256()
     with open(disk, "rb") as file:
-        end, at = os.fstat(file.fileno()).st_size, 0
-        while True:
-            try:
-                at = os.lseek(file.fileno(), at, os.SEEK_DATA)
-            except OSError:  # only a hole is left
-                return digest.hexdigest()
-            stop = min(os.lseek(file.fileno(), at, os.SEEK_HOLE), end)
+        for at, stop in extents(file):
             digest.update(f"{at} {stop} ".encode() + os.pread(file.fileno(), stop - at, at))
-            at = stop
+    return digest.hexdigest()
 
 
 def _refused(node: Attachd, volume_id: str, mount: str, filesystem: str, words: list[str]) -> None:
@@ -109,16 +103,8 @@ cp --sparse=always /tmp/image /lab/image; rm /tmp/image""")
 
 def _written(path: Path) -> signatures.Writes:
     """All of a file that is not a hole."""
-    writes, at = [], 0
     with open(path, "rb") as file:
-        while True:
-            try:
-                at = os.lseek(file.fileno(), at, os.SEEK_DATA)
-            except OSError:
-                return writes
-            stop = os.lseek(file.fileno(), at, os.SEEK_HOLE)
-            writes.append((at, os.pread(file.fileno(), stop - at, at)))
-            at = stop
+        return [(at, os.pread(file.fileno(), stop - at, at)) for at, stop in extents(file)]
 
 
 def test_a_device_that_can_not_be_read_everywhere_is_not_taken_for_blank(node: Attachd) -> None:
