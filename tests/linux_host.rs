@@ -625,7 +625,9 @@ async fn a_map_and_the_file_system_on_it_grow_while_they_are_mounted() {
         assert!(apply(&host, resize.clone()).await);
         assert!(!apply(&host, resize).await);
         let state = host.observe().await.unwrap();
-        assert!(state.devices.iter().all(|disk| disk.size_bytes == after), "{state:?}");
+        let grown = self::disks(&state, &targets);
+        let sizes: Vec<u64> = grown.iter().map(|disk| disk.size_bytes).collect();
+        assert_eq!(sizes, [after, after]);
         assert_eq!(state.map_of(&disks[0]).unwrap().size_bytes, after);
         let shrink = HostOp::ResizeMap {
             name: map.name.clone(),

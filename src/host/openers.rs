@@ -66,14 +66,14 @@ impl Openers {
         found.unwrap_or_default()
     }
 
-    /// For each disk the processes that use it itself, found in one walk; the daemons that let go by
+    /// For each disk the processes that use it itself, found in one walk; those that let go by
     /// themselves left out.
     pub(crate) async fn users_of_disks(&self, disks: Vec<DeviceNumber>) -> Vec<Vec<String>> {
         let (openers, count) = (self.clone(), disks.len());
         let walk = move || {
             let users = openers.processes(&disks, false).into_iter();
             let words = |by: Vec<Process>| {
-                by.iter().filter(|user| !is_daemon(user)).map(Process::to_string).collect()
+                by.iter().filter(|user| !openers.lets_go(user)).map(Process::to_string).collect()
             };
             Ok(users.map(words).collect())
         };
@@ -81,14 +81,14 @@ impl Openers {
         found.unwrap_or_else(|_| vec![Vec::new(); count])
     }
 
-    /// For each device who holds it, found in one walk; the daemons that let go by themselves left out.
+    /// For each device who holds it, found in one walk; those that let go by themselves left out.
     pub(crate) async fn users(&self, devices: Vec<DeviceNumber>) -> Result<Vec<Users>, HostError> {
         let openers = self.clone();
         let walk = move || {
             let containers = openers.mounted_elsewhere(&devices).into_iter();
             let processes = openers.processes(&devices, true).into_iter();
             let users = processes.zip(containers).map(|(mut processes, containers)| {
-                processes.retain(|user| !is_daemon(user));
+                processes.retain(|user| !openers.lets_go(user));
                 Users { processes, containers }
             });
             Ok(users.collect())
@@ -180,6 +180,22 @@ impl Openers {
         }
         found
     }
+
+    /// multipathd keeps every disk open for its checks; udev, and whatever its rules run, looks at one
+    /// whenever it changes. They let go by themselves, and a process that has ended did.
+    fn lets_go(&self, process: &Process) -> bool {
+        let mut pid = process.pid;
+        while pid > 1 {
+            let Some((name, parent)) = name_and_parent(&self.proc.join(pid.to_string())) else {
+                return true;
+            };
+            if ["multipathd", "systemd-udevd", "udevd", "(udev-worker)"].contains(&name.as_str()) {
+                return true;
+            }
+            pid = parent;
+        }
+        false
+    }
 }
 
 /// The devices that a process is on or has open: of its working and root directory and of its open
@@ -212,10 +228,11 @@ fn mapped_devices(process: &Path) -> BTreeSet<DeviceNumber> {
     devices.filter_map(number).collect()
 }
 
-/// multipathd keeps every disk open for its checks, and udev looks at one whenever it changes: both let
-/// go by themselves.
-fn is_daemon(process: &Process) -> bool {
-    ["multipathd", "systemd-udevd", "udevd", "(udev-worker)"].contains(&process.name.as_str())
+/// What a process is called, and the process that started it: `Name:` and `PPid:` of `proc_pid_status(5)`.
+fn name_and_parent(process: &Path) -> Option<(String, u32)> {
+    let status = fs::read_to_string(process.join("status")).ok()?;
+    let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    Some((field("Name:")?.to_owned(), field("PPid:")?.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -243,6 +260,32 @@ mod tests {
         let by = openers.mounted_elsewhere(&[DeviceNumber { major: 8, minor: 1 }]).remove(0);
         assert_eq!(by.len(), 1, "{by:?}");
         assert!(by[0].starts_with("the mount at /data of the container of process 2"), "{by:?}");
+    }
+
+    #[test]
+    fn udev_and_what_it_runs_and_multipathd_let_go_by_themselves_and_nobody_else() {
+        let proc = tempfile::tempdir().unwrap();
+        for (pid, name, parent) in [
+            (1, "systemd", 0),
+            (2, "systemd-udevd", 1),
+            (3, "(udev-worker)", 2),
+            // Between fork and exec; then the program of a rule, and a program of its own.
+            (4, "(spawn)", 3),
+            (5, "sh", 3),
+            (6, "scsi_id", 5),
+            (7, "multipathd", 1),
+            (8, "bash", 1),
+            (9, "dd", 8),
+        ] {
+            let process = proc.path().join(pid.to_string());
+            fs::create_dir_all(&process).unwrap();
+            let status = format!("Name:\t{name}\nUmask:\t0022\nPid:\t{pid}\nPPid:\t{parent}\n");
+            fs::write(process.join("status"), status).unwrap();
+        }
+        let openers = Openers { proc: proc.path().to_owned(), mountinfo: PathBuf::new() };
+        let lets_go = |pid: u32| openers.lets_go(&Process { pid, name: String::new() });
+        assert_eq!((1..=9).filter(|pid| lets_go(*pid)).collect::<Vec<_>>(), [2, 3, 4, 5, 6, 7]);
+        assert!(lets_go(10), "it has ended");
     }
 
     #[test]
