@@ -15,6 +15,7 @@ use super::{
     Others, Outcome, Phase, Plan, Record, Resized, Step,
     last_look::LastLook,
     plan as decide,
+    turns::Turns,
     verdict::{attached, device, is_usable},
 };
 use crate::{
@@ -99,6 +100,7 @@ pub struct Engine<H, C> {
     pub(super) cinder: C,
     pub(super) ledger: Ledger,
     pub(super) config: EngineConfig,
+    pub(super) turns: Turns,
 }
 
 /// What a run knows beside the kernel's state.
@@ -157,7 +159,7 @@ impl Run<'_> {
 impl<H: Host, C: BlockStorage> Engine<H, C> {
     /// An engine over a host, a Cinder and a ledger.
     pub fn new(host: H, cinder: C, ledger: Ledger, config: EngineConfig) -> Self {
-        Self { host, cinder, ledger, config }
+        Self { host, cinder, ledger, config, turns: Turns::default() }
     }
 
     /// The host.

@@ -55,7 +55,10 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                 run.others = self.others(run.volume_id).await?;
                 Ok(())
             }
-            Step::LogIn { targets } => self.log_in(run, targets, step).await,
+            Step::LogIn { targets } => {
+                self.logins_ended(targets, step).await?;
+                self.turns.take(self.log_in(run, targets, step)).await
+            }
             Step::Scan { luns } => {
                 run.attempt.scanned.extend(luns.iter().map(|(host, lun)| (*host, lun.0)));
                 self.whole(HostOp::ScanLuns { luns: luns.clone() }, step).await
@@ -162,7 +165,8 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
             }
             Step::LogOut { targets } => {
                 self.logins_ended(targets, step).await?;
-                self.whole(HostOp::Logout { targets: targets.clone() }, step).await?;
+                let logout = self.whole(HostOp::Logout { targets: targets.clone() }, step);
+                self.turns.take(logout).await?;
                 run.attempt.logged_out.extend(targets.iter().cloned());
                 Ok(())
             }
@@ -332,17 +336,15 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         targets: &[Target],
         step: &Step,
     ) -> Result<(), AttachError> {
-        self.logins_ended(targets, step).await?;
-        self.own(targets.iter().map(|target| (target, Ownership::LoggingIn))).await?;
+        self.own(targets.iter().map(|target| (target, Ownership::Record))).await?;
         let chap = match &run.attachment {
             AttachmentView::Known { info: Some(info), .. } => info.chap.clone(),
             _ => None,
         };
         let records = HostOp::WriteNodeRecords { targets: targets.to_vec(), chap };
-        if let Err(error) = self.whole(records, step).await {
-            self.own(targets.iter().map(|target| (target, Ownership::Record))).await?;
-            return Err(error);
-        }
+        self.whole(records, step).await?;
+        // From here on the time runs within which the login has ended: `logins_ended`.
+        self.own(targets.iter().map(|target| (target, Ownership::LoggingIn))).await?;
         let applied = self.apply(HostOp::Login { targets: targets.to_vec() }, step).await?;
         for (what, error) in applied.failures {
             let why = chain(&error);

@@ -30,6 +30,7 @@ mod plan;
 mod refusal;
 mod state;
 mod step;
+mod turns;
 mod verdict;
 
 pub use engine::{Engine, EngineConfig, Progress};

@@ -37,6 +37,9 @@ const LOCK_LIMIT: Duration = Duration::from_mins(1);
 /// iscsiadm holds it for milliseconds.
 const LOCK_STALE: Duration = Duration::from_secs(3);
 
+/// In so many attempts one looks whether the lock is stale.
+const STALE_STEPS: u32 = 20;
+
 /// The database's lock, free again when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {
@@ -71,6 +74,7 @@ pub(crate) async fn take(host_root: &Path) -> Result<Lock, HostError> {
         .map_err(HostError::io("make a lock in", &directory))?;
     let path = format!("/proc/self/fd/{}", own.as_raw_fd());
     let attempts = async {
+        let mut attempt = 0_u32;
         loop {
             let follow = AtFlags::AT_SYMLINK_FOLLOW;
             match linkat(AT_FDCWD, path.as_str(), AT_FDCWD, &link, follow) {
@@ -78,8 +82,12 @@ pub(crate) async fn take(host_root: &Path) -> Result<Lock, HostError> {
                 Err(Errno::EEXIST) => {}
                 Err(error) => return Err(HostError::io("lock", &link)(error.into())),
             }
-            remove_stale(host_root);
+            // It looks at every process.
+            if attempt.is_multiple_of(STALE_STEPS) {
+                remove_stale(host_root);
+            }
             tokio::time::sleep(LOCK_STEP).await;
+            attempt = attempt.wrapping_add(1);
         }
     };
     match tokio::time::timeout(LOCK_LIMIT, attempts).await {
@@ -94,14 +102,20 @@ fn flocked(file: File) -> Result<Flock<File>, Errno> {
 }
 
 /// Removes a lock that a dead attachd left.
-fn remove_dead(link: &Path) {
-    let Ok(file) = File::open(link) else { return };
+fn remove_dead(directory: &Path) {
+    let link = directory.join(LOCK);
+    let Ok(file) = File::open(&link) else { return };
+    let opened = inode(file.metadata());
+    // An iscsiadm has taken it meanwhile. It holds no `flock`.
+    if opened == inode(fs::metadata(directory.join(FILE))) {
+        return;
+    }
     // Whoever else finds it dead must wait for this one, so that nobody takes a new lock away.
-    if let Ok(file) = flocked(file)
-        && inode(file.metadata()) == inode(fs::metadata(link))
+    if let Ok(_file) = flocked(file)
+        && opened == inode(fs::metadata(&link))
     {
         tracing::warn!(path = %link.display(), "removing a lock that a killed attachd left behind");
-        let _ = fs::remove_file(link);
+        let _ = fs::remove_file(&link);
     }
 }
 
@@ -111,7 +125,7 @@ pub(crate) fn remove_stale(host_root: &Path) {
     let directory = host_root.join(LOCK_DIRECTORY);
     let link = directory.join(LOCK);
     if inode(fs::metadata(&link)) != inode(fs::metadata(directory.join(FILE))) {
-        return remove_dead(&link);
+        return remove_dead(&directory);
     }
     let is_old = |taken: &Duration| {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -227,6 +241,17 @@ mod tests {
         process(&root, 2, "iscsiadm", LOCK_STALE * 2);
         let taken = tokio::time::timeout(LOCK_STALE / 3, take(root.path())).await;
         taken.expect("it waited").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_an_iscsiadm_takes_meanwhile_is_not_taken_for_a_dead_attachds() {
+        let root = root();
+        drop(take(root.path()).await.unwrap());
+        let directory = root.path().join("run/lock/iscsi");
+        fs::write(directory.join("lock"), "").unwrap();
+        fs::hard_link(directory.join("lock"), directory.join("lock.write")).unwrap();
+        remove_dead(&directory);
+        assert!(directory.join("lock.write").exists());
     }
 
     #[tokio::test]

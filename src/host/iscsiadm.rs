@@ -12,7 +12,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use futures::future::{BoxFuture, join_all};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::model::{Chap, Portal, Session, Target};
 
@@ -25,6 +25,11 @@ use super::{
 
 /// A run that only touches the database; iscsiadm itself waits up to 30 s for its lock.
 const DATABASE_LIMIT: Duration = Duration::from_secs(40);
+/// What a run takes beside its own work where many run at once: each waits for the database's lock for as many
+/// times as there are node records, up to 30 s a time.
+const BUSY: Duration = DATABASE_LIMIT;
+/// How long a run that is given up may go on until the database is free.
+const LOCK_LIMIT: Duration = Duration::from_secs(10);
 /// A logout: `node.conn[0].timeo.logout_timeout` is 15 s, and the disks behind it go first.
 const LOGOUT_LIMIT: Duration = Duration::from_mins(1);
 /// Between two attempts.
@@ -65,7 +70,7 @@ impl Default for LoginLimits {
 }
 
 impl LoginLimits {
-    /// After which iscsiadm is given up; iscsid has given up before.
+    /// After which iscsid has given up what it was asked for.
     pub fn overall(self) -> Duration {
         (self.each + PAUSE) * self.tries.max(1) + SLACK
     }
@@ -174,7 +179,8 @@ impl<E: Executor> OpenIscsi<'_, E> {
     }
 
     async fn login_one(&self, target: &Target) -> Result<bool, HostError> {
-        let output = self.run(self.limits.overall(), &node(target, &["--login"])).await?;
+        let limit = self.limits.overall() + BUSY;
+        let output = self.run(limit, &node(target, &["--login"])).await?;
         match Code::from(output.exit) {
             Code::Success => Ok(true),
             Code::SessionExists => Ok(false),
@@ -273,7 +279,7 @@ impl<E: Executor> OpenIscsi<'_, E> {
                 .collect(),
         };
         let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
-        let output = self.run(self.limits.overall() + SLACK, &args).await?;
+        let output = self.run(self.limits.overall() + BUSY, &args).await?;
         match Code::from(output.exit) {
             Code::Success => Ok(targets(&output.stdout)),
             Code::NothingFound => Ok(Vec::new()),
@@ -298,8 +304,7 @@ impl<E: Executor> OpenIscsi<'_, E> {
         loop {
             // Else it would wait for it for 30 s, and fail.
             self.database.remove_stale_lock();
-            let command = Command::new(Program::Iscsiadm, limit, args.iter().cloned());
-            let output = self.exec.run(command).await?;
+            let output = self.run_once(limit, args).await?;
             tries += 1;
             let vanished = Code::from(output.exit) == Code::Database
                 && output.stderr.contains(RECORD_VANISHED);
@@ -307,6 +312,23 @@ impl<E: Executor> OpenIscsi<'_, E> {
                 return Ok(output);
             }
         }
+    }
+
+    /// One that were killed while it has the database's lock would leave it behind, and let all others wait
+    /// in vain: it is killed while attachd has the lock.
+    async fn run_once(&self, limit: Duration, args: &[String]) -> Result<Output, HostError> {
+        let command = Command::new(Program::Iscsiadm, limit + LOCK_LIMIT, args.iter().cloned());
+        let words = command.to_string();
+        let mut running = Box::pin(self.exec.run(command));
+        if let Ok(ended) = timeout(limit, &mut running).await {
+            return ended;
+        }
+        let lock = timeout(LOCK_LIMIT / 2, self.database.lock()).await;
+        drop(running);
+        drop(lock);
+        let error = HostError::TimedOut { doing: words.clone(), seconds: limit.as_secs() };
+        tracing::debug!(command = words, %error, ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX), "did not run to its end");
+        Err(error)
     }
 }
 
@@ -426,6 +448,39 @@ mod tests {
 
     fn reasons(applied: &Applied) -> Vec<&'static str> {
         applied.failures.iter().map(|(_, error)| error.reason()).collect()
+    }
+
+    /// Runs what never ends, and notes where it is given up whether attachd has the database's lock.
+    struct Hanging {
+        link: std::path::PathBuf,
+        locked: std::sync::atomic::AtomicBool,
+    }
+
+    impl Executor for Hanging {
+        async fn run(&self, _: Command) -> Result<Output, HostError> {
+            struct Killed<'a>(&'a Hanging);
+            impl Drop for Killed<'_> {
+                fn drop(&mut self) {
+                    self.0.locked.store(self.0.link.exists(), std::sync::atomic::Ordering::Relaxed);
+                }
+            }
+            let _killed = Killed(self);
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_iscsiadm_that_hangs_is_killed_while_attachd_has_the_databases_lock() {
+        let root = node();
+        let link = root.path().join("run/lock/iscsi/lock.write");
+        let exec = Hanging { link: link.clone(), locked: false.into() };
+        let (database, limits) = (Database::new(root.path()), LoginLimits::default());
+        let iscsi = OpenIscsi { exec: &exec, database: &database, limits };
+        let began = Instant::now();
+        let applied = iscsi.login(&[target("10.0.2.2:3260")]).await;
+        assert_eq!(reasons(&applied), ["TimedOut"]);
+        assert_eq!(began.elapsed(), limits.overall() + BUSY);
+        assert!(exec.locked.into_inner() && !link.exists());
     }
 
     #[tokio::test]

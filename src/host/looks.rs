@@ -22,9 +22,10 @@ use super::sysfs::Scope;
 /// From so many on who ask for a look, looks have pauses between them.
 const MANY: usize = 3;
 
-/// A pause is so many times as long as the look before it took, and no longer than a person would notice.
-const PAUSE: u32 = 2;
-const LONGEST_PAUSE: Duration = Duration::from_millis(300);
+/// A pause is so many times as long as the look before it took. Where a look takes long, what it looks for takes
+/// longer.
+const PAUSE: u32 = 4;
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Looks, one at a time.
 #[derive(Debug)]
