@@ -1,4 +1,7 @@
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -19,6 +22,10 @@ use crate::{
 
 /// An API server that doesn't take a connection in this time is away.
 const KUBERNETES_CONNECT: Duration = Duration::from_secs(10);
+
+/// Signals within this time of the first say the same once more: timeout(1) sends its signal to the process and
+/// then to the process's group.
+const ONE_STOP: Duration = Duration::from_secs(1);
 
 /// The engine over this node and the configured Cinder.
 pub(super) type NodeEngine = Engine<LinuxHost, Client>;
@@ -192,23 +199,44 @@ pub(super) async fn kubernetes_if_any() -> Result<kube::Client, String> {
     })
 }
 
-/// Turns true at the first SIGINT or SIGTERM; the second ends the process as signals do.
+/// Turns true at the first SIGINT or SIGTERM; one after [`ONE_STOP`] ends the process as signals do.
 pub(super) fn stop_signal() -> Result<watch::Receiver<bool>, Failure> {
     let (sender, receiver) = watch::channel(false);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::spawn(async move {
+        let mut first: Option<Instant> = None;
         loop {
             let code = tokio::select! {
                 _ = interrupt.recv() => 130,
                 _ = terminate.recv() => 143,
             };
-            if *sender.borrow() {
+            let first = *first.get_or_insert_with(Instant::now);
+            if sender.send_replace(true) && first.elapsed() >= ONE_STOP {
                 tracing::warn!("second signal: ending now; what was begun is in the ledger");
                 std::process::exit(code);
             }
-            sender.send_replace(true);
         }
     });
     Ok(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use nix::sys::signal::{Signal, raise};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn signals_of_one_moment_ask_once_to_stop() -> Result<(), Box<dyn Error>> {
+        let mut stop = stop_signal()?;
+        for _ in 0..3 {
+            raise(Signal::SIGINT)?;
+            stop.wait_for(|&stopped| stopped).await?;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
 }
