@@ -26,7 +26,7 @@ DEBUG = {"ATTACHD_LOG": "attachd=debug", "ATTACHD_LOG_JSON": "true"}
 # Runs a program and sends it a signal: `seconds` after the `lines`th line of its standard error, or
 # after a program named `program` runs. Prints what came of it.
 _SIGNALLED = r"""
-import glob, json, signal, subprocess, sys, threading, time
+import json, os, signal, subprocess, sys, threading, time
 number, lines, program, seconds, argv = json.loads(sys.argv[1])
 child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 out = []
@@ -37,16 +37,18 @@ def strike():
     time.sleep(seconds)
     if child.poll() is None:
         child.send_signal(number)
+# A program may be there for a moment only: those that are older are not looked at.
 def seen():
-    for name in glob.glob("/proc/[0-9]*/comm"):
+    for name in os.listdir("/proc"):
         try:
-            if open(name).read().strip() == program:
+            if name.isdigit() and int(name) > child.pid and open(f"/proc/{name}/comm").read().strip() == program:
                 return True
         except OSError:
             pass
     return False
 if program:
     def watch():
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
         while child.poll() is None:
             if seen():
                 strike()
