@@ -21,6 +21,7 @@ use super::{
     exec::{Command, Executor, Exit, Output, Program},
     node_records::{self, Database},
     scsi::gather,
+    silent_portals::SilentPortals,
 };
 
 /// A run that only touches the database; iscsiadm itself waits up to 30 s for its lock.
@@ -136,6 +137,7 @@ pub(crate) type End<'a> =
 pub(crate) struct OpenIscsi<'a, E> {
     pub(crate) exec: &'a E,
     pub(crate) database: &'a Database,
+    pub(crate) silent: &'a SilentPortals,
     pub(crate) limits: LoginLimits,
 }
 
@@ -179,9 +181,15 @@ impl<E: Executor> OpenIscsi<'_, E> {
     }
 
     async fn login_one(&self, target: &Target) -> Result<bool, HostError> {
+        let portal = target.portal;
+        if self.silent.has(portal).await {
+            return Err(HostError::PortalUnreachable { portal });
+        }
         let limit = self.limits.overall() + BUSY;
         let output = self.run(limit, &node(target, &["--login"])).await?;
-        match Code::from(output.exit) {
+        let code = Code::from(output.exit);
+        self.silent.learn(portal, matches!(code, Code::TimedOut | Code::Unreachable));
+        match code {
             Code::Success => Ok(true),
             Code::SessionExists => Ok(false),
             _ => Err(error(output, target, "logging in to")),
@@ -443,7 +451,13 @@ mod tests {
             lines.iter().map(|(argv, code, text)| (argv.as_str(), *code, *text)).collect();
         let exec = ScriptedExecutor::new(&lines);
         let database = Database::new(root.path());
-        work(OpenIscsi { exec: &exec, database: &database, limits: LoginLimits::default() }).await
+        work(OpenIscsi {
+            exec: &exec,
+            database: &database,
+            silent: &SilentPortals::default(),
+            limits: LoginLimits::default(),
+        })
+        .await
     }
 
     fn reasons(applied: &Applied) -> Vec<&'static str> {
@@ -475,7 +489,12 @@ mod tests {
         let link = root.path().join("run/lock/iscsi/lock.write");
         let exec = Hanging { link: link.clone(), locked: false.into() };
         let (database, limits) = (Database::new(root.path()), LoginLimits::default());
-        let iscsi = OpenIscsi { exec: &exec, database: &database, limits };
+        let iscsi = OpenIscsi {
+            exec: &exec,
+            database: &database,
+            silent: &SilentPortals::default(),
+            limits,
+        };
         let began = Instant::now();
         let applied = iscsi.login(&[target("10.0.2.2:3260")]).await;
         assert_eq!(reasons(&applied), ["TimedOut"]);
@@ -499,7 +518,12 @@ mod tests {
                 fs::write(made.join(name), fixtures::text("open-iscsi/node-record-2.1.8")).unwrap();
             });
         let database = Database::new(root.path());
-        let iscsi = OpenIscsi { exec: &exec, database: &database, limits: LoginLimits::default() };
+        let iscsi = OpenIscsi {
+            exec: &exec,
+            database: &database,
+            silent: &SilentPortals::default(),
+            limits: LoginLimits::default(),
+        };
         let applied = iscsi.write_records(&portals, Some(&chap)).await;
         assert!(applied.changed && applied.failures.is_empty(), "{:?}", applied.failures);
         assert!(
@@ -555,6 +579,23 @@ mod tests {
         assert!(applied.failures[0].0.ends_with("at 10.0.2.3:3260"));
         let last = applied.failures[6].1.to_string();
         assert!(last.ends_with("iscsiadm ended with exit code 5: iscsiadm: said"), "{last}");
+    }
+
+    #[tokio::test]
+    async fn a_portal_that_takes_no_connection_after_a_login_came_to_nothing_is_not_logged_in_to() {
+        let root = node();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = target(&listener.local_addr().unwrap().to_string());
+        drop(listener);
+        let script = [(format!("$ {} --login", target.portal), 8, "")];
+        let script = script.each_ref().map(|(argv, code, text)| (argv.as_str(), *code, *text));
+        run(&root, &script, async |iscsi| {
+            for reason in ["LoginTimedOut", "PortalUnreachable", "PortalUnreachable"] {
+                let applied = iscsi.login(std::slice::from_ref(&target)).await;
+                assert_eq!(reasons(&applied), [reason]);
+            }
+        })
+        .await;
     }
 
     #[tokio::test]

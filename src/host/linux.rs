@@ -8,7 +8,7 @@ use std::{
 
 use futures::{FutureExt as _, future::join_all};
 use nix::libc::EIO;
-use tokio::{net::TcpStream, sync::watch, time::timeout};
+use tokio::sync::watch;
 
 use crate::model::{
     Chap, Contents, DeviceId, DeviceName, DeviceNumber, Filesystem, Hctl, HostState, Portal,
@@ -33,6 +33,7 @@ use super::{
     openers::Openers,
     propagation::{self, Propagation},
     scsi::Scsi,
+    silent_portals::{SilentPortals, answers},
     sysfs::{Memory, Scope, Sysfs, map_node},
     uevent::Uevents,
 };
@@ -42,9 +43,6 @@ const OBSERVE_LIMIT: Duration = Duration::from_secs(20);
 
 /// An answer that needs no device.
 const ASK_LIMIT: Duration = Duration::from_secs(2);
-
-/// A portal that works answers at once.
-const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
 /// The end of a session that carries nothing, or of a connection that failed.
 const END_LIMIT: Duration = Duration::from_secs(20);
@@ -119,6 +117,7 @@ pub struct LinuxHost<E = RealExecutor> {
     pub(super) sysfs: Sysfs,
     client: Client,
     pub(super) database: Database,
+    silent: SilentPortals,
     pub(super) openers: Openers,
     blocking: Blocking,
     uevents: Uevents,
@@ -134,6 +133,7 @@ impl<E: Executor> LinuxHost<E> {
             sysfs: Sysfs::new(&config.sysfs),
             client: Client::new(&config.root),
             database: Database::new(&config.root),
+            silent: SilentPortals::default(),
             openers: Openers {
                 proc: config.root.join("proc"),
                 mountinfo: config.mountinfo.clone(),
@@ -155,7 +155,12 @@ impl<E: Executor> LinuxHost<E> {
     }
 
     fn iscsi(&self) -> OpenIscsi<'_, E> {
-        OpenIscsi { exec: &self.exec, database: &self.database, limits: self.config.login }
+        OpenIscsi {
+            exec: &self.exec,
+            database: &self.database,
+            silent: &self.silent,
+            limits: self.config.login,
+        }
     }
 
     fn multipath(&self) -> Multipath<'_, E> {
@@ -374,11 +379,6 @@ impl<E: Executor> LinuxHost<E> {
         let own = self.config.own_mountinfo.clone()?;
         Some(Propagation { own, host: self.config.mountinfo.clone() })
     }
-}
-
-async fn answers(portal: Portal) -> bool {
-    let connect = TcpStream::connect((portal.address(), portal.port()));
-    matches!(timeout(CONNECT_LIMIT, connect).await, Ok(Ok(_)))
 }
 
 impl<E: Executor> Host for LinuxHost<E> {

@@ -52,6 +52,7 @@ mod propagation;
 #[cfg(any(test, feature = "testing"))]
 pub mod scripted;
 mod scsi;
+mod silent_portals;
 mod survey;
 mod sysfs;
 mod uevent;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lablib.cases import expect
 from lablib.commands import wait_until
+from lablib.daemon import daemon
 from lablib.node import Attachd
 from lablib.steps import MOUNT, active_paths, attach, detach, failed, in_use_once, nothing_left, path_cut, volume
 
@@ -31,6 +32,23 @@ def test_with_one_portal_dead_the_attach_uses_the_other_and_says_so(node: Attach
         node.wait_for_paths(active=2, failed=0)
         expect(node.shell(f"cat {MOUNT}/file") == "kept\n", "the file is gone")
         detach(node, v)
+
+
+def test_only_the_first_of_many_volumes_waits_for_a_dead_portal(node: Attachd) -> None:
+    with volume(node) as first, volume(node) as second, daemon(node) as d:
+        def logins(v: str) -> list[str]:
+            return [line for line in d.log().splitlines() if "--login" in line and v in line and "10.0.3.2" in line]
+
+        with path_cut(node, 2):
+            for name, v in (("first", first), ("second", second)):
+                d.request(name, v, volumeMode="Block")
+                d.wait_for(name, "Degraded", ready=True)
+            expect(logins(first) != [] and logins(second) == [], f"logins at the dead portal: {logins(first)}, {logins(second)}")
+        # It answers again, and is logged in to.
+        for name in ("first", "second"):
+            d.wait_for(name, "Attached", ready=True)
+            d.remove(f"{name}.yaml")
+            d.wait_gone(name)
 
 
 def test_what_was_attached_over_one_portal_can_be_detached_without_the_other(node: Attachd) -> None:
