@@ -16,7 +16,7 @@ from lablib.packages import virtual_environment
 OS_BRICK = "7.1.1"
 _HERE = Path(__file__).parent
 _OS_BRICK_AT = "/opt/os-brick"
-_LIMIT = 1200.0
+_LIMIT = 2700.0
 
 NAMES = ("attachd", "attachd command", "bare tools", "os-brick")
 

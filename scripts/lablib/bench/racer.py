@@ -19,7 +19,7 @@ from typing import Any, Callable
 from urllib.parse import urlsplit
 
 _READY = re.compile(r'reason: (Attached|Degraded)\n    status: "True"\n    type: Ready')
-_LIMIT = 900.0
+_LIMIT = 2400.0
 
 
 class Place:
