@@ -192,13 +192,13 @@ def test_many_requests_at_once_and_the_memory_they_take(node: Attachd) -> None:
             d.request(name, v)
         for name in names:
             d.wait_for(name, "Attached", ready=True)
-        memory = d.memory()
-        print(f"     with three attachments the daemon has {memory / 1024:.1f} MiB resident, "
-              f"{d.own_memory() / 1024:.1f} MiB of it its own")
+        own = d.own_memory()
+        print(f"     with three attachments the daemon has {d.memory() / 1024:.1f} MiB resident, {own / 1024:.1f} MiB of it its own")
         calls = d.cinder_calls()
         expect(calls == 4 * len(names), f"{calls} calls to Cinder")
+        # Of its file between 7 and 12 MiB are resident, as the kernel likes.
         if node.is_release:
-            expect(memory < 20 << 10, f"the daemon takes {memory} KiB")
+            expect(own < 12 << 10, f"the daemon's own memory is {own} KiB")
         for name in names:
             d.remove(f"{name}.yaml")
         for name in names:
