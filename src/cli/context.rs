@@ -211,8 +211,8 @@ pub(super) fn stop_signal() -> Result<watch::Receiver<bool>, Failure> {
                 _ = interrupt.recv() => 130,
                 _ = terminate.recv() => 143,
             };
-            let first = *first.get_or_insert_with(Instant::now);
-            if sender.send_replace(true) && first.elapsed() >= ONE_STOP {
+            sender.send_replace(true);
+            if first.get_or_insert_with(Instant::now).elapsed() >= ONE_STOP {
                 tracing::warn!("second signal: ending now; what was begun is in the ledger");
                 std::process::exit(code);
             }
