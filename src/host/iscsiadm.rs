@@ -1,7 +1,8 @@
 //! Node records, logins, logouts and discovery: open-iscsi's `iscsiadm`.
 //!
-//! Two runs for each new portal (`-o new`, `--login`), one for each that goes (`--logout`); what can be
-//! read or done elsewhere is (sessions in sysfs, credentials in the record's file).
+//! A run for each new portal (`-o new`), one for all portals of a target (`--login`), one for each portal
+//! that goes (`--logout`); what can be read or done elsewhere is (sessions in sysfs, credentials in the
+//! record's file). A login reads every node record and every session of the node.
 //!
 //! ```text
 //! # iscsiadm -m discovery -t sendtargets -p 10.0.2.2:3260 -o nonpersistent
@@ -9,12 +10,15 @@
 //! [fd00:2::2]:3260,1 iqn.2010-10.org.openstack:volume-7a29c609-53cc-4134-830f-6d08a0b9da91
 //! ```
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures::future::{BoxFuture, join_all};
 use tokio::time::{Instant, timeout};
 
-use crate::model::{Chap, Portal, Session, Target};
+use crate::model::{Chap, Iqn, Portal, Session, Target};
 
 use super::{
     Applied, HostError,
@@ -174,21 +178,62 @@ impl<E: Executor> OpenIscsi<'_, E> {
 
     /// Logs in to all targets at once.
     pub(crate) async fn login(&self, targets: &[Target]) -> Applied {
-        let logins = targets
-            .iter()
-            .map(|target| async move { (target.to_string(), self.login_one(target).await) });
-        gather(join_all(logins).await)
+        let silent = join_all(targets.iter().map(|target| self.silent.has(target.portal))).await;
+        let (mut results, mut names) = (Vec::new(), BTreeMap::<&Iqn, Vec<&Target>>::new());
+        for (target, silent) in targets.iter().zip(silent) {
+            if silent {
+                let error = HostError::PortalUnreachable { portal: target.portal };
+                results.push((target.to_string(), Err(error)));
+            } else {
+                names.entry(&target.iqn).or_default().push(target);
+            }
+        }
+        let logins = names.into_iter().map(|(name, targets)| self.login_to(name, targets));
+        results.extend(join_all(logins).await.into_iter().flatten());
+        gather(results)
+    }
+
+    /// Logs in to portals of one target, by one run where there are records for these alone.
+    async fn login_to(
+        &self,
+        name: &Iqn,
+        targets: Vec<&Target>,
+    ) -> Vec<(String, Result<bool, HostError>)> {
+        let together = if targets.len() > 1 && self.database.has_only(name, &targets) {
+            let args = ["-m", "node", "-T", name.as_str(), "--login"].map(str::to_owned);
+            Some(self.run(self.login_limit(), &args).await)
+        } else {
+            None
+        };
+        let logins = targets.into_iter().map(async |target| {
+            let result = match &together {
+                Some(Ok(output)) => match of_portal(output, target.portal) {
+                    Some(output) => self.logged_in(output, target),
+                    None => self.login_one(target).await,
+                },
+                // Once more for each would take as long again.
+                Some(Err(HostError::TimedOut { doing, seconds })) => {
+                    Err(HostError::TimedOut { doing: doing.clone(), seconds: *seconds })
+                }
+                Some(Err(_)) | None => self.login_one(target).await,
+            };
+            (target.to_string(), result)
+        });
+        join_all(logins).await
     }
 
     async fn login_one(&self, target: &Target) -> Result<bool, HostError> {
-        let portal = target.portal;
-        if self.silent.has(portal).await {
-            return Err(HostError::PortalUnreachable { portal });
-        }
-        let limit = self.limits.overall() + BUSY;
-        let output = self.run(limit, &node(target, &["--login"])).await?;
+        let output = self.run(self.login_limit(), &node(target, &["--login"])).await?;
+        self.logged_in(output, target)
+    }
+
+    fn login_limit(&self) -> Duration {
+        self.limits.overall() + BUSY
+    }
+
+    fn logged_in(&self, output: Output, target: &Target) -> Result<bool, HostError> {
         let code = Code::from(output.exit);
-        self.silent.learn(portal, matches!(code, Code::TimedOut | Code::Unreachable));
+        self.silent.learn(target.portal, matches!(code, Code::TimedOut | Code::Unreachable));
         match code {
             Code::Success => Ok(true),
             Code::SessionExists => Ok(false),
@@ -345,6 +390,25 @@ fn node(target: &Target, rest: &[&str]) -> Vec<String> {
     let portal = target.portal.to_string();
     let args = ["-m", "node", "-T", target.iqn.as_str(), "-p", &portal];
     args.iter().chain(rest).map(|arg| (*arg).to_owned()).collect()
+}
+
+/// What a login to all portals of a target came to at one of them; none where it doesn't say. With one error
+/// among them, only the text tells of which portal it is.
+fn of_portal(output: &Output, portal: Portal) -> Option<Output> {
+    if output.success() {
+        return Some(output.clone());
+    }
+    let here = format!(" portal: {},{}]", portal.address(), portal.port());
+    let about = |line: &str, words: &str| line.contains(words) && line.contains(&here);
+    if output.stdout.lines().any(|line| about(line, "Login to [") && line.ends_with("successful."))
+    {
+        return Some(Output { exit: Exit::Code(0), ..output.clone() });
+    }
+    let mut lines = output.stderr.lines().skip_while(|line| !about(line, "Could not login to ["));
+    let (what, why) = (lines.next()?, lines.next()?);
+    let code = why.split_once("initiator reported error (")?.1.split_once(" - ")?.0.parse().ok()?;
+    let stderr = format!("{what}\n{why}");
+    Some(Output { exit: Exit::Code(code), stdout: String::new(), stderr })
 }
 
 fn error(output: Output, target: &Target, doing: &str) -> HostError {
@@ -579,6 +643,79 @@ mod tests {
         assert!(applied.failures[0].0.ends_with("at 10.0.2.3:3260"));
         let last = applied.failures[6].1.to_string();
         assert!(last.ends_with("iscsiadm ended with exit code 5: iscsiadm: said"), "{last}");
+    }
+
+    /// The argv of a login to all portals of the target.
+    fn login_to_all() -> String {
+        format!("iscsiadm -m node -T {IQN} --login")
+    }
+
+    #[tokio::test]
+    async fn portals_of_one_target_are_logged_in_to_by_one_run() {
+        let root = node();
+        write_record(&root, "10.0.2.2,3260");
+        write_record(&root, "fd00:2::2,3260");
+        let targets = [target("10.0.2.2:3260"), target("[fd00:2::2]:3260")];
+        for (code, said, expected) in [
+            (0, "", &[][..]),
+            // As captured from 2.1.8, but for the addresses.
+            (
+                24,
+                "iscsiadm: Could not login to [iface: default, target: x, portal: 10.0.2.2,3260].\n\
+                 iscsiadm: initiator reported error (24 - iSCSI login failed due to authorization failure)\n\
+                 iscsiadm: Could not login to [iface: default, target: x, portal: fd00:2::2,3260].\n\
+                 iscsiadm: initiator reported error (8 - connection timed out)\n\
+                 iscsiadm: Could not log into all portals\n",
+                &["AuthRejected", "LoginTimedOut"][..],
+            ),
+        ] {
+            let all = login_to_all();
+            let script = [(all.as_str(), code, said)];
+            let applied = run(&root, &script, async |iscsi| iscsi.login(&targets).await).await;
+            assert_eq!((reasons(&applied).as_slice(), applied.changed), (expected, code == 0));
+        }
+    }
+
+    #[test]
+    fn a_login_to_all_portals_tells_which_failed_and_why() {
+        let said = |stream: &str| {
+            fixtures::text(&format!("open-iscsi/login-one-portal-dead-2.1.8.{stream}"))
+        };
+        let output = Output { exit: Exit::Code(8), stdout: said("stdout"), stderr: said("stderr") };
+        let at = |portal: &str| of_portal(&output, portal.parse().unwrap());
+        assert_eq!(at("10.0.2.2:30673").unwrap().exit, Exit::Code(0));
+        let dead = at("10.0.3.2:30673").unwrap();
+        assert_eq!(dead.exit, Exit::Code(8));
+        assert!(dead.stderr.ends_with("(8 - connection timed out)"), "{}", dead.stderr);
+        assert_eq!(at("10.0.3.2:3067"), None);
+    }
+
+    #[tokio::test]
+    async fn a_portal_of_which_a_login_to_all_tells_nothing_is_logged_in_to_alone() {
+        let root = node();
+        write_record(&root, "10.0.2.2,3260");
+        write_record(&root, "10.0.3.2,3260");
+        let targets = [target("10.0.2.2:3260"), target("10.0.3.2:3260")];
+        let all = login_to_all();
+        let script = [
+            (all.as_str(), 15, "iscsiadm: default: 1 session requested, but 1 already present."),
+            ("$ 10.0.2.2:3260 --login", 15, ""),
+            ("$ 10.0.3.2:3260 --login", 0, ""),
+        ];
+        let applied = run(&root, &script, async |iscsi| iscsi.login(&targets).await).await;
+        assert!(applied.changed && applied.failures.is_empty(), "{:?}", applied.failures);
+    }
+
+    #[tokio::test]
+    async fn where_another_has_a_record_of_the_target_only_what_is_asked_for_is_logged_in_to() {
+        let root = node();
+        for name in ["10.0.2.2,3260", "10.0.3.2,3260", "10.0.4.2,3260"] {
+            write_record(&root, name);
+        }
+        let targets = [target("10.0.2.2:3260"), target("10.0.3.2:3260")];
+        let script = [("$ 10.0.2.2:3260 --login", 0, ""), ("$ 10.0.3.2:3260 --login", 0, "")];
+        let applied = run(&root, &script, async |iscsi| iscsi.login(&targets).await).await;
+        assert!(applied.changed && applied.failures.is_empty(), "{:?}", applied.failures);
     }
 
     #[tokio::test]

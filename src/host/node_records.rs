@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use crate::model::{Chap, Portal, Target};
+use crate::model::{Chap, Iqn, Portal, Target};
 
 use super::{
     HostError, LoginLimits, blocking,
@@ -68,6 +68,17 @@ impl Database {
             }
         }
         Ok(records)
+    }
+
+    /// Whether each of these portals of a target has a record, and no other portal of it has one.
+    pub(crate) fn has_only(&self, name: &Iqn, targets: &[&Target]) -> bool {
+        let has_one = |target: &&Target| self.records(target).is_ok_and(|found| !found.is_empty());
+        let is_known = |path: &PathBuf| targets.iter().any(|target| is_of(path, target.portal));
+        let only_known = |root| {
+            let directory = self.host_root.join(root).join("nodes").join(name.as_str());
+            list(&directory).is_ok_and(|paths| paths.iter().all(is_known))
+        };
+        targets.iter().all(has_one) && ROOTS.into_iter().all(only_known)
     }
 
     /// Where [`Database::records`] looks, for an error message.
