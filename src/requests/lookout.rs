@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Semaphore, watch},
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
 use crate::{
@@ -20,6 +20,9 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 /// Nothing tells that a file system went read-only, for one: after an event, and while a session or a
 /// disk doesn't work, it is looked again.
 const AFTERWARDS: Duration = Duration::from_secs(10);
+
+/// Where much is attached, a look takes its time: to the next one passes at least so many times as much.
+const SHARE: u32 = 10;
 
 /// Events may be lost.
 const ANYWAY: Duration = Duration::from_mins(1);
@@ -74,7 +77,7 @@ async fn look_out(
     heartbeat: &Heartbeat,
 ) {
     let mut events = host.events();
-    let mut rest = ANYWAY;
+    let (mut rest, mut not_before) = (ANYWAY, Instant::now());
     loop {
         heartbeat.beat();
         let happened = tokio::select! {
@@ -87,11 +90,14 @@ async fn look_out(
             let settle = async { while timeout(SETTLE, event(&mut events)).await.is_ok() {} };
             // Either way it is time.
             let _ = timeout_at(limit, settle).await;
+            sleep_until(not_before).await;
         }
         events.mark_unchanged();
         let began = Instant::now();
         rest = if happened { AFTERWARDS } else { ANYWAY };
-        match host.observe().await {
+        let looked = host.observe().await;
+        not_before = Instant::now() + (began.elapsed() * SHARE).min(ANYWAY);
+        match looked {
             Ok(host) => {
                 if host.is_disturbed() {
                     rest = AFTERWARDS;

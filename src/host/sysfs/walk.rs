@@ -42,9 +42,13 @@ impl Scope {
     }
 }
 
-/// How long a walk may take what the last one saw for what is there: the kernel has no event for each
-/// change of a session's or a disk's state.
+/// How long a walk may take what the last one saw for what is there, at least: the kernel has no event for
+/// each change of a session's or a disk's state.
 const GOOD: Duration = Duration::from_secs(5);
+
+/// And at least so many times as long as reading all of it takes: where much is attached, a busy processor has
+/// more to do than to read again what no event told of.
+const SHARE: u32 = 20;
 
 /// What the last walk saw, by the inode numbers of the directory entries: sysfs gives none of them twice
 /// (`kernfs_ino()`), so that another session of the same name is another one here.
@@ -58,14 +62,25 @@ pub(crate) struct Memory {
 struct Seen<T> {
     what: T,
     at: Instant,
+    took: Duration,
+}
+
+/// Reads something that may have vanished.
+fn see<T>(
+    read: impl FnOnce() -> Result<Option<T>, HostError>,
+) -> Result<Option<Seen<T>>, HostError> {
+    let at = Instant::now();
+    let what = read()?;
+    Ok(what.map(|what| Seen { what, at, took: at.elapsed() }))
 }
 
 impl Sysfs {
-    /// Walks sessions, their disks and the maps; what isn't in the scope may be what the last walk saw, at most [`GOOD`] ago. Blocks.
+    /// Walks sessions, their disks and the maps. What isn't in the scope may be what the last walk saw, at most
+    /// [`GOOD`] ago, or longer where all of it takes long to read. Blocks.
     pub(crate) fn walk(&self, memory: &mut Memory, scope: &Scope) -> Result<Snapshot, HostError> {
         let mut last = mem::take(memory);
-        let now = Instant::now();
-        let good = |at: Instant| !scope.everything && now.duration_since(at) < GOOD;
+        let (now, limit) = (Instant::now(), GOOD.max(last.reading_it_all() * SHARE));
+        let good = |at: Instant| !scope.everything && now.duration_since(at) < limit;
         // Of what was not read anew.
         let mut known = BTreeSet::new();
         let mut held_by = BTreeSet::new();
@@ -76,9 +91,9 @@ impl Sysfs {
                 known.extend(seen.what.devices.iter().map(|device| device.name.clone()));
                 seen
             } else {
-                let Some(what) = one_session(&name, link)? else { continue };
-                held_by.extend(what.devices.iter().flat_map(|device| device.holders.clone()));
-                Seen { what, at: now }
+                let Some(seen) = see(|| one_session(&name, link))? else { continue };
+                held_by.extend(seen.what.devices.iter().flat_map(|device| device.holders.clone()));
+                seen
             };
             memory.sessions.insert(number, seen);
         }
@@ -92,8 +107,8 @@ impl Sysfs {
             });
             let seen = match seen {
                 Some(seen) => seen,
-                None => match Self::map(&name, &resolved(link))? {
-                    Some(what) => Seen { what, at: now },
+                None => match see(|| Self::map(&name, &resolved(link)))? {
+                    Some(seen) => seen,
                     None => continue,
                 },
             };
@@ -104,6 +119,11 @@ impl Sysfs {
 }
 
 impl Memory {
+    fn reading_it_all(&self) -> Duration {
+        let sessions = self.sessions.values().map(|seen| seen.took);
+        sessions.chain(self.maps.values().map(|seen| seen.took)).sum()
+    }
+
     fn snapshot(&self) -> Snapshot {
         let mut snapshot = Snapshot::default();
         for OneSession { session, devices, nascent } in
@@ -202,5 +222,21 @@ mod tests {
         change_quietly(tree.path());
         let seen = sysfs.walk(&mut memory, &Scope::default()).unwrap();
         assert_eq!(seen, sysfs.snapshot().unwrap());
+    }
+
+    #[test]
+    fn what_takes_long_to_read_is_read_again_the_less_often() {
+        let tree = fixtures::sysfs("two-paths");
+        let (sysfs, mut memory) = (Sysfs::new(tree.path()), Memory::default());
+        sysfs.walk(&mut memory, &Scope::default()).unwrap();
+        change_quietly(tree.path());
+        for (age, is_seen) in [(39, false), (45, true)] {
+            for seen in memory.sessions.values_mut() {
+                seen.took = Duration::from_secs(1);
+                seen.at = Instant::now().checked_sub(Duration::from_secs(age)).unwrap();
+            }
+            let seen = sysfs.walk(&mut memory, &Scope::default()).unwrap();
+            assert_eq!(seen == sysfs.snapshot().unwrap(), is_seen, "{age} s");
+        }
     }
 }
