@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, sync::Arc};
 
 use attachd::{
     attach::{
-        AttachmentView, Attempt, Desired, FormatProgress, Observed, Origin, Others, Overdue,
-        Ownership, Record, Reservation, plan,
+        AttachmentView, Attempt, Desired, FormatProgress, Observed, Origin, Overdue, Ownership,
+        Record, Reservation, plan,
     },
     cinder::{AttachmentStatus, AttachmentSummary, Volume},
     host::MountTarget,
@@ -86,7 +86,7 @@ fn fresh() -> Given {
             attachments: Vec::new(),
             mount_target: Some(MountTarget::Absent),
             owned_targets: BTreeMap::new(),
-            others: Others::default(),
+            others: Arc::default(),
             attempt: Attempt::default(),
         },
     }
@@ -623,7 +623,7 @@ golden! {
         }];
     });
     a_place_that_another_volume_had_is_refused: recorded().with(|g| {
-        g.observed.others.records = vec![g.other_record()];
+        Arc::make_mut(&mut g.observed.others).records = vec![g.other_record()];
     });
     a_mounted_volume_is_unmounted_first: to_detach();
     a_detach_with_a_foreign_mount_is_refused: to_detach().with(|g| g.mount("/srv/backup", 253));
@@ -643,14 +643,14 @@ golden! {
     a_shared_target_is_not_logged_out: without_disks().with(|g| {
         let mut other = g.other_record();
         for path in &mut other.paths { path.lun = attachd::model::Lun(2); }
-        g.observed.others.records = vec![other];
+        Arc::make_mut(&mut g.observed.others).records = vec![other];
     });
     a_target_that_another_detach_released_is_logged_out: without_disks().with(|g| {
         let mut other = g.other_record();
         other.released = true;
-        g.observed.others.records = vec![other];
+        Arc::make_mut(&mut g.observed.others).records = vec![other];
     });
-    an_unreadable_record_keeps_the_sessions: without_disks().with(|g| g.observed.others.unreadable = true);
+    an_unreadable_record_keeps_the_sessions: without_disks().with(|g| Arc::make_mut(&mut g.observed.others).unreadable = true);
     a_session_that_somebody_else_made_is_not_logged_out: without_disks().with(|g| {
         for ownership in g.observed.owned_targets.values_mut() { *ownership = Ownership::Record; }
     });
@@ -770,7 +770,7 @@ golden! {
         g.host.maps.clear();
         g.map(OWN, &["sda", "sdb", "sdc"]);
     });
-    force_refuses_disks_at_another_volumes_address: cut().with(|g| g.observed.others.records = vec![g.other_record()]);
+    force_refuses_disks_at_another_volumes_address: cut().with(|g| Arc::make_mut(&mut g.observed.others).records = vec![g.other_record()]);
     a_volume_that_was_cut_off_is_not_attached_before_its_detach_is_finished: attached().with(|g| g.record().cut = true);
     nothing_recorded_is_nothing_to_detach: to_detach().with(|g| g.record = None);
 }

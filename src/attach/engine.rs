@@ -1,6 +1,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
+    sync::Arc,
     time::Duration,
 };
 
@@ -113,7 +114,7 @@ pub(super) struct Run<'a> {
     pub(super) volume: Option<Volume>,
     pub(super) attachment: AttachmentView,
     pub(super) attachments: Vec<AttachmentSummary>,
-    pub(super) others: Others,
+    pub(super) others: Arc<Others>,
     pub(super) attempt: Attempt,
     /// The record was made by this run: what it stands for may be taken back by it.
     pub(super) made_record: bool,

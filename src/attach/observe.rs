@@ -230,13 +230,13 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
             attachments: run.attachments.clone(),
             mount_target,
             owned_targets,
-            others: run.others.clone(),
+            others: Arc::clone(&run.others),
             attempt: run.attempt.clone(),
         })
     }
 
     /// The other volumes' records.
-    pub(super) async fn others(&self, volume: VolumeId) -> Result<Others, AttachError> {
+    pub(super) async fn others(&self, volume: VolumeId) -> Result<Arc<Others>, AttachError> {
         let mut others = Others::default();
         for record in self.ledger.records().await? {
             match record {
@@ -248,6 +248,6 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
                 }
             }
         }
-        Ok(others)
+        Ok(Arc::new(others))
     }
 }

@@ -121,7 +121,7 @@ pub struct Observed {
     /// Targets that attachd logged in to.
     pub owned_targets: OwnedTargets,
     /// Other volumes' records.
-    pub others: Others,
+    pub others: Arc<Others>,
     /// This run's memory.
     pub attempt: Attempt,
 }

@@ -126,7 +126,7 @@ impl Node {
             attachments: Vec::new(),
             mount_target: None,
             owned_targets: self.owned.clone(),
-            others: Others { records: self.records[1..].to_vec(), unreadable: false },
+            others: Arc::new(Others { records: self.records[1..].to_vec(), unreadable: false }),
             attempt: Attempt::default(),
         }
     }
