@@ -345,7 +345,11 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
         self.whole(records, step).await?;
         // From here on the time runs within which the login has ended: `logins_ended`.
         self.own(targets.iter().map(|target| (target, Ownership::LoggingIn))).await?;
+        let began = Instant::now();
         let applied = self.apply(HostOp::Login { targets: targets.to_vec() }, step).await?;
+        if applied.failures.is_empty() {
+            self.turns.learn(began.elapsed());
+        }
         for (what, error) in applied.failures {
             let why = chain(&error);
             run.note(Progress::Warning { what: format!("no login to {what}: {why}") });
