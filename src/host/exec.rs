@@ -10,6 +10,7 @@ use std::{
     fmt,
     future::Future,
     os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -276,9 +277,14 @@ impl RealExecutor {
     fn process(&self, command: &Command) -> tokio::process::Command {
         let name = OsString::from(command.program.name());
         let mut argv = self.prefix.iter().cloned().chain([name]);
+        let first = argv.next().unwrap_or_default();
+        // By its path: then the standard library has no need to fork all of this process.
+        let mut paths = SEARCH_PATH.split(':').map(|directory| Path::new(directory).join(&first));
+        let program = paths.find(|path| path.is_file()).unwrap_or_else(|| PathBuf::from(&first));
         #[expect(clippy::disallowed_methods, reason = "this is the one place")]
-        let mut process = tokio::process::Command::new(argv.next().unwrap_or_default());
+        let mut process = tokio::process::Command::new(program);
         process
+            .arg0(first)
             .args(argv)
             .args(&command.args)
             .env_clear()
@@ -469,7 +475,9 @@ mod tests {
         let command = blkid(&["-p", "/dev/sda"]);
         let executor = RealExecutor::on_host(&HostNamespaces::of_process("/proc/1"));
         let process = executor.process(&command);
-        let argv: Vec<_> = std::iter::once(process.as_std().get_program())
+        let program = Path::new(process.as_std().get_program()).file_name();
+        let argv: Vec<_> = program
+            .into_iter()
             .chain(process.as_std().get_args())
             .map(|part| part.to_str().unwrap())
             .collect();
