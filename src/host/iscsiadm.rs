@@ -524,6 +524,14 @@ mod tests {
         .await
     }
 
+    async fn login(
+        root: &tempfile::TempDir,
+        lines: &[(&str, i32, &str)],
+        targets: &[Target],
+    ) -> Applied {
+        run(root, lines, async |iscsi| iscsi.login(targets).await).await
+    }
+
     fn reasons(applied: &Applied) -> Vec<&'static str> {
         applied.failures.iter().map(|(_, error)| error.reason()).collect()
     }
@@ -626,7 +634,7 @@ mod tests {
             .collect();
         let lines: Vec<_> =
             lines.iter().map(|(argv, code, text)| (argv.as_str(), *code, *text)).collect();
-        let applied = run(&root, &lines, async |iscsi| iscsi.login(&targets).await).await;
+        let applied = login(&root, &lines, &targets).await;
         assert!(applied.changed);
         assert_eq!(
             reasons(&applied),
@@ -671,7 +679,7 @@ mod tests {
         ] {
             let all = login_to_all();
             let script = [(all.as_str(), code, said)];
-            let applied = run(&root, &script, async |iscsi| iscsi.login(&targets).await).await;
+            let applied = login(&root, &script, &targets).await;
             assert_eq!((reasons(&applied).as_slice(), applied.changed), (expected, code == 0));
         }
     }
@@ -702,7 +710,7 @@ mod tests {
             ("$ 10.0.2.2:3260 --login", 15, ""),
             ("$ 10.0.3.2:3260 --login", 0, ""),
         ];
-        let applied = run(&root, &script, async |iscsi| iscsi.login(&targets).await).await;
+        let applied = login(&root, &script, &targets).await;
         assert!(applied.changed && applied.failures.is_empty(), "{:?}", applied.failures);
     }
 
@@ -714,7 +722,7 @@ mod tests {
         }
         let targets = [target("10.0.2.2:3260"), target("10.0.3.2:3260")];
         let script = [("$ 10.0.2.2:3260 --login", 0, ""), ("$ 10.0.3.2:3260 --login", 0, "")];
-        let applied = run(&root, &script, async |iscsi| iscsi.login(&targets).await).await;
+        let applied = login(&root, &script, &targets).await;
         assert!(applied.changed && applied.failures.is_empty(), "{:?}", applied.failures);
     }
 
@@ -748,7 +756,7 @@ mod tests {
             (&[ended(6, "iscsiadm: Could not lock discovery DB")][..], &["CommandFailed"][..]),
         ] {
             let root = node();
-            let applied = run(&root, script, async |iscsi| iscsi.login(&targets).await).await;
+            let applied = login(&root, script, &targets).await;
             assert_eq!(self::reasons(&applied), reasons);
         }
     }
