@@ -316,7 +316,7 @@ def test_what_fsync_had_taken_before_a_power_cut_is_there_after_it(node: Attachd
 def _killed_in_its_login(node: Attachd, volume_id: str) -> None:
     """One portal does not answer, and iscsid still tries when attachd is gone."""
     stop = kill_at(node, 10_000, command(node, "attach", volume_id, "--quiet", "--block"), timeout=_STEPPED,
-                   done="pgrep -x -a iscsiadm | grep -q -e '--login'")
+                   done="pgrep -x -a iscsiadm | grep -q -e '--login' && grep -qs LOGGED_IN /sys/class/iscsi_session/*/state")
     expect(not stop.killed and stop.code is None and attachments_of(node, volume_id) != [], f"it was not killed in its login: {stop}")
 
 
