@@ -186,7 +186,7 @@ impl<E: Executor> LinuxHost<E> {
             there.push((device, number));
             numbers.extend(number);
         }
-        let mut users = self.openers.users_of_disks(numbers).await.into_iter();
+        let mut users = self.openers.users_of_disks(numbers).await?.into_iter();
         let (mut free, mut failures) = (Vec::new(), Vec::new());
         for (device, number) in there {
             let by = number.and_then(|_| users.next()).unwrap_or_default();

@@ -3,12 +3,11 @@
 use std::{
     collections::BTreeSet,
     fmt, fs,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use nix::sys::stat::{major, minor};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use serde::Serialize;
 
 use crate::model::DeviceNumber;
@@ -17,10 +16,13 @@ use super::{HostError, blocking, mountinfo};
 
 /// Most names that an error lists.
 const MOST: usize = 8;
-/// The walk ends by itself after this; it looks at every open file of every process.
+/// A walk ends by itself after this, where some names are as good as all; it looks at every open file of
+/// every process.
 const WALK: Duration = Duration::from_secs(2);
-/// A `stat` may hang on a file system whose device is gone.
 const LIMIT: Duration = Duration::from_secs(4);
+/// Where none may be missed.
+const WHOLE_WALK: Duration = Duration::from_secs(20);
+const WHOLE_LIMIT: Duration = Duration::from_secs(25);
 
 /// A process that uses a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -46,6 +48,16 @@ pub struct Users {
     pub containers: Vec<String>,
 }
 
+const USERS_OF_DISKS: &str = "looking who uses disks";
+
+/// What a walk found.
+struct Holders {
+    /// For each device its processes, at most [`MOST`].
+    of_each: Vec<Vec<Process>>,
+    /// It got to its end.
+    are_all: bool,
+}
+
 /// Finds out who holds something.
 #[derive(Debug, Clone)]
 pub(crate) struct Openers {
@@ -59,7 +71,8 @@ impl Openers {
         let openers = self.clone();
         let walk = move || {
             let mut by = openers.mounted(device);
-            by.extend(openers.processes(&[device], true).remove(0).iter().map(Process::to_string));
+            let processes = openers.processes(&[device], true, WALK).of_each.remove(0);
+            by.extend(processes.iter().map(Process::to_string));
             Ok(by)
         };
         let found = blocking::limited(format!("looking who holds {device}"), LIMIT, walk).await;
@@ -67,18 +80,30 @@ impl Openers {
     }
 
     /// For each disk the processes that use it itself, found in one walk; those that let go by
-    /// themselves left out.
-    pub(crate) async fn users_of_disks(&self, disks: Vec<DeviceNumber>) -> Vec<Vec<String>> {
-        let (openers, count) = (self.clone(), disks.len());
-        let walk = move || {
-            let users = openers.processes(&disks, false).into_iter();
-            let words = |by: Vec<Process>| {
-                by.iter().filter(|user| !openers.lets_go(user)).map(Process::to_string).collect()
-            };
-            Ok(users.map(words).collect())
+    /// themselves left out. An error where the walk did not get to its end: a user may have been missed.
+    pub(crate) async fn users_of_disks(
+        &self,
+        disks: Vec<DeviceNumber>,
+    ) -> Result<Vec<Vec<String>>, HostError> {
+        let openers = self.clone();
+        let walk = move || openers.users_of_disks_within(&disks, WHOLE_WALK);
+        blocking::limited(USERS_OF_DISKS.to_owned(), WHOLE_LIMIT, walk).await
+    }
+
+    fn users_of_disks_within(
+        &self,
+        disks: &[DeviceNumber],
+        limit: Duration,
+    ) -> Result<Vec<Vec<String>>, HostError> {
+        let users = self.processes(disks, false, limit);
+        if !users.are_all {
+            let doing = USERS_OF_DISKS.to_owned();
+            return Err(HostError::TimedOut { doing, seconds: limit.as_secs() });
+        }
+        let words = |by: Vec<Process>| {
+            by.iter().filter(|user| !self.lets_go(user)).map(Process::to_string).collect()
         };
-        let found = blocking::limited("looking who uses disks".to_owned(), LIMIT, walk).await;
-        found.unwrap_or_else(|_| vec![Vec::new(); count])
+        Ok(users.of_each.into_iter().map(words).collect())
     }
 
     /// For each device who holds it, found in one walk; those that let go by themselves left out.
@@ -86,7 +111,7 @@ impl Openers {
         let openers = self.clone();
         let walk = move || {
             let containers = openers.mounted_elsewhere(&devices).into_iter();
-            let processes = openers.processes(&devices, true).into_iter();
+            let processes = openers.processes(&devices, true, WALK).of_each.into_iter();
             let users = processes.zip(containers).map(|(mut processes, containers)| {
                 processes.retain(|user| !openers.lets_go(user));
                 Users { processes, containers }
@@ -153,7 +178,7 @@ impl Openers {
     }
 
     /// For each device the processes that use it; `mapped`: also those that only map a file on it.
-    fn processes(&self, devices: &[DeviceNumber], mapped: bool) -> Vec<Vec<Process>> {
+    fn processes(&self, devices: &[DeviceNumber], mapped: bool, limit: Duration) -> Holders {
         let began = Instant::now();
         let mut found = vec![Vec::new(); devices.len()];
         for entry in fs::read_dir(&self.proc).into_iter().flatten().filter_map(Result::ok) {
@@ -161,8 +186,8 @@ impl Openers {
             else {
                 continue;
             };
-            if began.elapsed() > WALK {
-                break;
+            if began.elapsed() > limit {
+                return Holders { of_each: found, are_all: false };
             }
             if pid == std::process::id() {
                 continue;
@@ -178,7 +203,7 @@ impl Openers {
                 }
             }
         }
-        found
+        Holders { of_each: found, are_all: true }
     }
 
     /// multipathd keeps every disk open for its checks; udev, and whatever its rules run, looks at one
@@ -204,15 +229,18 @@ fn open_devices(process: &Path) -> BTreeSet<DeviceNumber> {
     let links = ["cwd", "root"].map(|link| process.join(link));
     let files = fs::read_dir(process.join("fd")).into_iter().flatten();
     let files = files.filter_map(Result::ok).map(|entry| entry.path());
-    let seen = links.into_iter().chain(files).filter_map(|link| fs::metadata(link).ok());
-    seen.flat_map(|meta| [meta.dev(), meta.rdev()])
-        .filter_map(|number| {
-            Some(DeviceNumber {
-                major: u32::try_from(major(number)).ok()?,
-                minor: u32::try_from(minor(number)).ok()?,
-            })
-        })
-        .collect()
+    links.into_iter().chain(files).filter_map(|link| devices_of(&link)).flatten().collect()
+}
+
+/// What a file lies on, and what it is. Without asking a server that may be gone for it (`statx(2)`: a
+/// network's file system answers from what it has).
+fn devices_of(file: &Path) -> Option<[DeviceNumber; 2]> {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let seen = statx(CWD, file, flags, StatxFlags::TYPE).ok()?;
+    Some([
+        DeviceNumber { major: seen.stx_dev_major, minor: seen.stx_dev_minor },
+        DeviceNumber { major: seen.stx_rdev_major, minor: seen.stx_rdev_minor },
+    ])
 }
 
 /// A mapped file keeps its file system busy even when it is closed:
@@ -289,18 +317,33 @@ mod tests {
     }
 
     #[test]
+    fn a_walk_that_did_not_get_to_its_end_says_of_no_disk_that_nobody_uses_it() {
+        let proc = tempfile::tempdir().unwrap();
+        let process = proc.path().join("4");
+        fs::create_dir_all(process.join("fd")).unwrap();
+        std::os::unix::fs::symlink("/dev/null", process.join("fd/3")).unwrap();
+        fs::write(process.join("comm"), "dd\n").unwrap();
+        fs::write(process.join("status"), "Name:\tdd\nPPid:\t1\n").unwrap();
+        fs::create_dir_all(proc.path().join("1")).unwrap();
+        fs::write(proc.path().join("1/status"), "Name:\tinit\nPPid:\t0\n").unwrap();
+        let openers = Openers { proc: proc.path().to_owned(), mountinfo: PathBuf::new() };
+        // `null(4)`
+        let disks = [DeviceNumber { major: 1, minor: 3 }, DeviceNumber { major: 1, minor: 99 }];
+        let seen = openers.users_of_disks_within(&disks, WHOLE_WALK).unwrap();
+        assert_eq!(seen, [vec!["process 4 (dd)".to_owned()], vec![]]);
+        let cut = openers.users_of_disks_within(&disks, Duration::ZERO);
+        assert!(matches!(cut, Err(HostError::TimedOut { .. })), "{cut:?}");
+    }
+
+    #[test]
     fn an_open_file_and_a_mapped_one_make_a_process_a_holder() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let _open = File::open(file.path()).unwrap();
-        let device = fs::metadata(file.path()).unwrap().dev();
-        let number = |device| DeviceNumber {
-            major: u32::try_from(major(device)).unwrap(),
-            minor: u32::try_from(minor(device)).unwrap(),
-        };
-        assert!(open_devices(Path::new("/proc/self")).contains(&number(device)));
-        let program = fs::metadata("/proc/self/exe").unwrap().dev();
+        let [device, _] = devices_of(file.path()).unwrap();
+        assert!(open_devices(Path::new("/proc/self")).contains(&device));
+        let [program, _] = devices_of(Path::new("/proc/self/exe")).unwrap();
         let mapped = mapped_devices(Path::new("/proc/self"));
-        assert!(mapped.contains(&number(program)) || major(program) == 0);
+        assert!(mapped.contains(&program) || program.major == 0);
         let none = DeviceNumber { major: 4095, minor: 77 };
         assert!(!open_devices(Path::new("/proc/self")).contains(&none));
         assert!(!mapped.contains(&none));
