@@ -154,7 +154,8 @@ impl Subject for ClusterRequest {
     }
 
     async fn report(&self, standing: Standing<'_>) -> Result<(), Refused> {
-        self.tell(standing).await
+        // Who reports lasts as long as the request; this is large.
+        Box::pin(self.tell(standing)).await
     }
 
     async fn wants_detach(&self) -> Result<bool, Refused> {

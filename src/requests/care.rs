@@ -215,13 +215,13 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
                 if care.state.is_err() {
                     standing.set(RequestState::Attaching);
                 }
-                self.bring_back(spec, subject, over, care).await;
+                Box::pin(self.bring_back(spec, subject, over, care)).await;
                 self.tell(subject, care).await;
             }
             if self.heal {
                 // What an attach can't bring back: the session is there.
                 let targets = care.not_left_to_iscsid(self.longest_pause.max(LEFT_TO_ISCSID));
-                for said in self.engine.give_back_connections(targets).await {
+                for said in Box::pin(self.engine.give_back_connections(targets)).await {
                     tracing::warn!("{said}");
                 }
             }

@@ -96,6 +96,7 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
         (self.name, self.wish)
     }
 
+    /// What is large is boxed: this lasts as long as the request.
     async fn work(&mut self) {
         let mut pause = FIRST_PAUSE;
         let mut standing = self.metrics.request(RequestState::Attaching);
@@ -109,11 +110,11 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
                 Wanted::Kept => return,
                 Wanted::Gone { origin } => {
                     standing.set(RequestState::Detaching);
-                    return self.clear(origin, &over).instrument(span).await;
+                    return Box::pin(self.clear(origin, &over)).instrument(span).await;
                 }
                 Wanted::Attached { spec, size_gib, subject } => {
                     standing.set(RequestState::Attaching);
-                    let attach = self.attach(spec, *size_gib, subject, &over);
+                    let attach = Box::pin(self.attach(spec, *size_gib, subject, &over));
                     (attach.instrument(span.clone()).await, subject)
                 }
                 Wanted::Told { refused, subject } => {
@@ -121,7 +122,8 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
                 }
                 Wanted::Detached { subject, force } => {
                     standing.set(RequestState::Detaching);
-                    match self.detach(subject, *force, &over).instrument(span.clone()).await {
+                    let detach = Box::pin(self.detach(subject, *force, &over));
+                    match detach.instrument(span.clone()).await {
                         Ok(()) => return,
                         Err(error) => (Err(error), subject),
                     }
@@ -222,7 +224,8 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
                     }
                     self.log(progress);
                 };
-                let result = self.engine.attach(spec, &origin, &report, over).await;
+                let attach = Box::pin(self.engine.attach(spec, &origin, &report, over));
+                let result = attach.await;
                 timer.end(result.as_ref().map(|attached| attached.changed));
                 result.map(|attached| (attached, Instant::now()))
             };
@@ -436,5 +439,42 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
             }
             Progress::Warning { what } => tracing::warn!("{what}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{cinder::Client, host::LinuxHost};
+
+    #[derive(Debug, Clone, PartialEq)]
+    struct Asked;
+
+    impl Subject for Asked {
+        fn origin(&self) -> Origin {
+            Origin::Cluster(String::new())
+        }
+        async fn admit(&self, _: Option<&Record>) -> Result<(), Refused> {
+            Ok(())
+        }
+        async fn report(&self, _: Standing<'_>) -> Result<(), Refused> {
+            Ok(())
+        }
+        async fn wants_detach(&self) -> Result<bool, Refused> {
+            Ok(true)
+        }
+        async fn release(&self, _: &End) -> Result<(), Refused> {
+            Ok(())
+        }
+    }
+
+    fn bytes_of<A, F: Future>(_: impl Fn(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_request_keeps_no_more_than_5_kib_between_its_runs() {
+        let bytes = bytes_of(Worker::<LinuxHost, Client, Asked>::run);
+        assert!(bytes <= 5 << 10, "{bytes} bytes: box what is large");
     }
 }
