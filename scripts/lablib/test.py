@@ -28,6 +28,8 @@ _DENY_VERSION = "0.18.9"
 _FUZZ_VERSION = "0.13.2"
 # Of each parser, in seconds: a short look, and what --long takes.
 _FUZZ_SECONDS = (20, 300)
+# The tests of the host layer take one, up to two where other work is on the machine.
+_HOST_SECONDS = 300
 _LAB = os.environ.get("ATTACHD_LAB_NAME", "test")
 
 # How many random histories of the simulated node are lived through where there is time.
@@ -203,8 +205,11 @@ def real_host() -> Tally:
     program = _test_program("linux_host")
     guest.copy_in(node.lab, node.record, program, "/run/linux_host")
     tally = Tally()
-    argv = guest.command(node.lab, node.record, ["/run/linux_host", "--ignored", "--test-threads=1"], timeout=900)
+    argv = guest.command(node.lab, node.record, ["/run/linux_host", "--ignored", "--test-threads=1"], timeout=_HOST_SECONDS)
     _count(tally, argv, "linux_host")
+    if tally.failed:
+        # What hangs in the kernel can't be killed: where it is.
+        print(node.shell("echo w > /proc/sysrq-trigger; dmesg | tail -n 300"))
     node.shell("rm /run/linux_host")
     left = node.leftovers()
     tally.count(not left, "left behind: " + ", ".join(left))
