@@ -44,7 +44,7 @@ async fn portals(node: &Node) -> BTreeSet<Portal> {
     let sysfs = node.config.sysfs.clone();
     let sessions = node.read("sessions", move || Sysfs::new(&sysfs).snapshot()).await;
     if let Ok(Ok(snapshot)) = sessions {
-        portals.extend(snapshot.sessions.into_iter().map(|session| session.portal));
+        portals.extend(snapshot.sessions.iter().map(|session| session.portal));
     }
     portals
 }

@@ -18,7 +18,7 @@ use std::{
 use futures::future::{BoxFuture, join_all};
 use tokio::time::{Instant, timeout};
 
-use crate::model::{Chap, Iqn, Portal, Session, Target};
+use crate::model::{Chap, Iqn, Portal, Session, SharedVec, Target};
 
 use super::{
     Applied, HostError,
@@ -247,7 +247,7 @@ impl<E: Executor> OpenIscsi<'_, E> {
     pub(crate) async fn logout(
         &self,
         targets: &[Target],
-        sessions: &[Session],
+        sessions: &SharedVec<Session>,
         iscsid: bool,
         end: End<'_>,
     ) -> Applied {
@@ -768,15 +768,17 @@ mod tests {
         Database::new(root.path()).set_aside(&targets[0]).await.unwrap();
         write_record(&root, "10.0.2.2,3260");
         let script = [("$ 10.0.2.2:3260 --logout", 0, "")];
-        let applied =
-            run(&root, &script, async |iscsi| iscsi.logout(&targets, &[], true, &never).await)
-                .await;
+        let applied = run(&root, &script, async |iscsi| {
+            iscsi.logout(&targets, &[].into(), true, &never).await
+        })
+        .await;
         assert!(applied.changed && applied.failures.is_empty());
         assert!(!root.path().join("etc/iscsi/nodes").join(IQN).exists());
         let script = [("$ 10.0.2.2:3260 --logout", 21, "iscsiadm: No matching sessions found")];
-        let applied =
-            run(&root, &script, async |iscsi| iscsi.logout(&targets, &[], true, &never).await)
-                .await;
+        let applied = run(&root, &script, async |iscsi| {
+            iscsi.logout(&targets, &[].into(), true, &never).await
+        })
+        .await;
         assert!(!applied.changed && applied.failures.is_empty());
     }
 
@@ -785,7 +787,7 @@ mod tests {
         let root = node();
         let targets = [target("10.0.2.2:3260")];
         let script = [("$ 10.0.2.2:3260 -o new", 0, ""), ("$ 10.0.2.2:3260 --logout", 0, "")];
-        let stands = [session("10.0.2.2:3260")];
+        let stands = [session("10.0.2.2:3260")].into();
         let applied =
             run(&root, &script, async |iscsi| iscsi.logout(&targets, &stands, true, &never).await)
                 .await;
@@ -803,9 +805,10 @@ mod tests {
             (&[ended(32), ended(0)][..], &[][..]),
             (&[ended(32); 6][..], &["SessionNotTakenOver"][..]),
         ] {
-            let applied =
-                run(&root, script, async |iscsi| iscsi.logout(&targets, &[], true, &never).await)
-                    .await;
+            let applied = run(&root, script, async |iscsi| {
+                iscsi.logout(&targets, &[].into(), true, &never).await
+            })
+            .await;
             assert_eq!(self::reasons(&applied), reasons);
         }
     }
@@ -818,7 +821,7 @@ mod tests {
             let targets = [target("10.0.2.2:3260")];
             Database::new(root.path()).set_aside(&targets[0]).await.unwrap();
             write_record(&root, "10.0.2.2,3260");
-            let stands = [session("10.0.2.2:3260")];
+            let stands = [session("10.0.2.2:3260")].into();
             let record = root.path().join("etc/iscsi/nodes").join(IQN).join("10.0.2.2,3260");
             let ended = AtomicU32::new(0);
             let end = |session: &Session| {
@@ -845,7 +848,7 @@ mod tests {
         fs::rename(directory.join("x"), directory.join("10.0.2.2,3260,1/default")).unwrap();
         let script = [("$ 10.0.2.2:3260 --logout", 21, "")];
         let applied = run(&root, &script, async |iscsi| {
-            iscsi.logout(&[target("10.0.2.2:3260")], &[], true, &never).await
+            iscsi.logout(&[target("10.0.2.2:3260")], &[].into(), true, &never).await
         })
         .await;
         assert!(applied.failures.is_empty());

@@ -11,8 +11,8 @@ use nix::libc::EIO;
 use tokio::sync::watch;
 
 use crate::model::{
-    Chap, Contents, DeviceId, DeviceName, DeviceNumber, Filesystem, Hctl, HostState, Portal,
-    Session, SessionState, Target,
+    Chap, Contents, DeviceId, DeviceName, DeviceNumber, Filesystem, Hctl, HostState, MultipathMap,
+    Portal, Session, SessionState, Target,
 };
 
 use super::{
@@ -287,10 +287,8 @@ impl<E: Executor> LinuxHost<E> {
         let (dev, roots) = (self.config.dev.clone(), self.config.mount_roots.clone());
         let look = move || {
             let mounts = propagation::without_copies(&mountinfo, &roots)?;
-            let mut snapshot = sysfs.walk(&mut memory, &scope)?;
-            for map in &mut snapshot.maps {
-                map.node = map_node(&dev, &map.name, map.number);
-            }
+            let node = |map: &MultipathMap| map_node(&dev, &map.name, map.number);
+            let snapshot = sysfs.walk(&mut memory, &scope, node)?;
             let state = HostState {
                 sessions: snapshot.sessions,
                 devices: snapshot.devices,

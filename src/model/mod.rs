@@ -11,6 +11,7 @@ mod iscsi;
 mod observed;
 mod retry;
 mod secret;
+mod shared_vec;
 mod spec;
 
 pub use connection_info::{ConnectionInfo, ConnectionInfoError};
@@ -30,4 +31,5 @@ pub use observed::{
 };
 pub use retry::Retry;
 pub use secret::Secret;
+pub use shared_vec::SharedVec;
 pub use spec::{AttachSpec, FormatPolicy, MultipathPolicy, Usage, mount_option_flaw};

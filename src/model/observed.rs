@@ -2,7 +2,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{DeviceName, DeviceNumber, Hctl, Iqn, Lun, Portal, Target, TargetPath, Wwid};
+use super::{
+    DeviceName, DeviceNumber, Hctl, Iqn, Lun, Portal, SharedVec, Target, TargetPath, Wwid,
+};
 
 /// An iSCSI session as sysfs shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -162,15 +164,15 @@ pub enum Multipathd {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct HostState {
     /// All iSCSI sessions.
-    pub sessions: Vec<Session>,
+    pub sessions: SharedVec<Session>,
     /// All SCSI disks that belong to an iSCSI session.
-    pub devices: Vec<ScsiDevice>,
+    pub devices: SharedVec<ScsiDevice>,
     /// SCSI devices of iSCSI sessions whose disk the kernel still has to make: it answers a scan as
     /// soon as the device is there, and attaches the disk driver to it afterwards.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nascent: Vec<Hctl>,
     /// All multipath maps.
-    pub maps: Vec<MultipathMap>,
+    pub maps: SharedVec<MultipathMap>,
     /// All mounts of block devices.
     pub mounts: Vec<MountEntry>,
 }

@@ -54,13 +54,14 @@ fn mount(minor: u32, target: &str) -> MountEntry {
 fn node() -> (Vec<Record>, HostState) {
     let member = |name| MapMember { device: DeviceName::new(name).unwrap(), path_state: None };
     let host = HostState {
-        sessions: vec![
+        sessions: [
             session(1, target(1, 'a')),
             session(2, target(2, 'a')),
             session(3, target(1, 'z')),
-        ],
-        devices: vec![disk(1, "sdb", WWID), disk(2, "sdc", WWID), disk(3, "sdd", "36f00")],
-        maps: vec![MultipathMap {
+        ]
+        .into(),
+        devices: [disk(1, "sdb", WWID), disk(2, "sdc", WWID), disk(3, "sdd", "36f00")].into(),
+        maps: [MultipathMap {
             name: "mpatha".to_owned(),
             wwid: WWID.parse().unwrap(),
             node: None,
@@ -71,7 +72,8 @@ fn node() -> (Vec<Record>, HostState) {
             read_only: false,
             members: vec![member("sdb"), member("sdc")],
             holders: vec![DeviceName::new("dm-7").unwrap()],
-        }],
+        }]
+        .into(),
         mounts: vec![mount(0, "/mnt/db")],
         ..HostState::default()
     };

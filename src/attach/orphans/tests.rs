@@ -102,9 +102,9 @@ fn sound() -> Scene {
         owned: marks.into(),
         kept: kept.into(),
         host: HostState {
-            sessions: vec![session(1), session(2)],
-            devices: vec![disk(1), disk(2)],
-            maps: vec![map(&["sdb", "sdc"])],
+            sessions: [session(1), session(2)].into(),
+            devices: [disk(1), disk(2)].into(),
+            maps: [map(&["sdb", "sdc"])].into(),
             mounts: vec![mount()],
             ..HostState::default()
         },
@@ -165,7 +165,7 @@ fn a_record_is_judged_by_cinder_by_the_node_and_by_how_far_it_got() {
             |s| {
                 s.records[0].cinder = InCinder::Gone;
                 s.host.devices.clear();
-                s.host.maps = vec![map(&[])];
+                s.host.maps = [map(&[])].into();
             },
             &[("map", false)],
         ),
@@ -280,9 +280,9 @@ fn a_session_is_logged_out_of_only_where_attachd_made_it_and_it_is_empty_and_nob
 fn a_map_is_a_ghost_only_without_a_usable_disk_and_without_a_record() {
     let ghost = |members: &[&str]| Scene {
         host: HostState {
-            maps: vec![map(members)],
-            devices: vec![ScsiDevice { state: DeviceState::Offline, ..disk(1) }, disk(2)],
-            sessions: vec![session(1), session(2)],
+            maps: [map(members)].into(),
+            devices: [ScsiDevice { state: DeviceState::Offline, ..disk(1) }, disk(2)].into(),
+            sessions: [session(1), session(2)].into(),
             ..HostState::default()
         },
         ..Scene::default()

@@ -123,9 +123,9 @@ mod tests {
     fn what_is_connected_is_named_from_the_disk_to_the_mount_once_each() {
         let member = |number| MapMember { device: disk(number).name, path_state: None };
         let mut host = HostState {
-            sessions: vec![session(1), session(2)],
-            devices: vec![disk(1), disk(2)],
-            maps: vec![MultipathMap {
+            sessions: [session(1), session(2)].into(),
+            devices: [disk(1), disk(2)].into(),
+            maps: [MultipathMap {
                 name: "36e0a".to_owned(),
                 wwid: "36e0a1cc2bac035ba048ac0a202003863".parse().unwrap(),
                 node: None,
@@ -136,7 +136,8 @@ mod tests {
                 read_only: false,
                 members: vec![member(1), member(2)],
                 holders: Vec::new(),
-            }],
+            }]
+            .into(),
             mounts: vec![MountEntry {
                 number: DeviceNumber { major: 253, minor: 0 },
                 source: "/dev/mapper/36e0a".to_owned(),

@@ -17,6 +17,7 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::{DirEntryExt as _, FileTypeExt, MetadataExt},
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
 use nix::sys::stat::{major, minor};
@@ -24,7 +25,7 @@ use serde::Serialize;
 
 use crate::model::{
     DeviceName, DeviceNumber, DeviceState, Hctl, Iqn, MapMember, MultipathMap, Portal, ScsiDevice,
-    Session, SessionState, Wwid,
+    Session, SessionState, SharedVec, Wwid,
 };
 
 use super::{HostError, wwid::wwid_of_page83};
@@ -50,20 +51,20 @@ pub struct Sysfs {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// All iSCSI sessions.
-    pub sessions: Vec<Session>,
+    pub sessions: SharedVec<Session>,
     /// Their disks.
-    pub devices: Vec<ScsiDevice>,
+    pub devices: SharedVec<ScsiDevice>,
     /// SCSI devices without their disk.
     pub nascent: Vec<Hctl>,
     /// All multipath maps.
-    pub maps: Vec<MultipathMap>,
+    pub maps: SharedVec<MultipathMap>,
 }
 
 /// A session and its disks.
 #[derive(Debug)]
 struct OneSession {
-    session: Session,
-    devices: Vec<ScsiDevice>,
+    session: Arc<Session>,
+    devices: Vec<Arc<ScsiDevice>>,
     nascent: Vec<Hctl>,
 }
 
@@ -86,7 +87,7 @@ impl Sysfs {
 
     /// Walks sessions, their disks and the maps. Blocks.
     pub fn snapshot(&self) -> Result<Snapshot, HostError> {
-        self.walk(&mut Memory::default(), &Scope::everything())
+        self.walk(&mut Memory::default(), &Scope::everything(), |_| None)
     }
 
     /// The multipath map with this identity. Blocks.
@@ -248,7 +249,8 @@ fn one_session(name: &str, link: PathBuf) -> Result<Option<OneSession>, HostErro
     let path = resolved(link);
     let Some(device) = path.parent().and_then(Path::parent) else { return Ok(None) };
     let Some(session) = session(name, &path, device)? else { return Ok(None) };
-    let mut found = OneSession { session, devices: Vec::new(), nascent: Vec::new() };
+    let mut found =
+        OneSession { session: Arc::new(session), devices: Vec::new(), nascent: Vec::new() };
     disks_of(device, &mut found)?;
     Ok(Some(found))
 }
@@ -287,7 +289,7 @@ fn disks_of(session: &Path, found: &mut OneSession) -> Result<(), HostError> {
         for (name, path) in entries(&target)? {
             let Ok(hctl) = name.parse::<Hctl>() else { continue };
             match disk(hctl, &path)? {
-                Some(disk) => found.devices.push(disk),
+                Some(disk) => found.devices.push(Arc::new(disk)),
                 None if is_nascent(&path)? => found.nascent.push(hctl),
                 None => {}
             }
@@ -489,7 +491,8 @@ mod tests {
             assert_eq!((disk.state, disk.read_only), (DeviceState::Running, false));
             assert_eq!(disk.holders[0].as_str(), "dm-0");
         }
-        let [map] = snapshot.maps.as_slice() else { panic!("{:?}", snapshot.maps) };
+        assert_eq!(snapshot.maps.len(), 1, "{:?}", snapshot.maps);
+        let map = &snapshot.maps[0];
         assert_eq!(
             (map.name.as_str(), map.wwid.as_str(), map.device.as_str()),
             (WWID, WWID, "dm-0")
@@ -504,7 +507,7 @@ mod tests {
     fn maps_are_found_by_identity_disk_and_number_without_reading_the_others() {
         let tree = fixtures::sysfs("two-paths");
         let sysfs = Sysfs::new(tree.path());
-        let map = sysfs.snapshot().unwrap().maps.remove(0);
+        let map = sysfs.snapshot().unwrap().maps[0].clone();
         assert_eq!(sysfs.map_of(&map.wwid).unwrap().as_ref(), Some(&map));
         assert_eq!(
             sysfs.map_of(&"36e0000000000000000000000000000000".parse().unwrap()).unwrap(),

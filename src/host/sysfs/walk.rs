@@ -3,6 +3,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
+    path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -55,7 +57,7 @@ const SHARE: u32 = 20;
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     sessions: BTreeMap<u64, Seen<OneSession>>,
-    maps: BTreeMap<u64, Seen<MultipathMap>>,
+    maps: BTreeMap<u64, Seen<Arc<MultipathMap>>>,
 }
 
 #[derive(Debug)]
@@ -76,8 +78,14 @@ fn see<T>(
 
 impl Sysfs {
     /// Walks sessions, their disks and the maps. What isn't in the scope may be what the last walk saw, at most
-    /// [`GOOD`] ago, or longer where all of it takes long to read. Blocks.
-    pub(crate) fn walk(&self, memory: &mut Memory, scope: &Scope) -> Result<Snapshot, HostError> {
+    /// [`GOOD`] ago, or longer where all of it takes long to read; of a map its path, which `node` tells, is
+    /// asked for always. Blocks.
+    pub(crate) fn walk(
+        &self,
+        memory: &mut Memory,
+        scope: &Scope,
+        node: impl Fn(&MultipathMap) -> Option<PathBuf>,
+    ) -> Result<Snapshot, HostError> {
         let mut last = mem::take(memory);
         let (now, limit) = (Instant::now(), GOOD.max(last.reading_it_all() * SHARE));
         let good = |at: Instant| !scope.everything && now.duration_since(at) < limit;
@@ -105,13 +113,17 @@ impl Sysfs {
                     && !seen.what.members.is_empty()
                     && seen.what.members.iter().all(|member| known.contains(&member.device))
             });
-            let seen = match seen {
+            let mut seen = match seen {
                 Some(seen) => seen,
-                None => match see(|| Self::map(&name, &resolved(link)))? {
+                None => match see(|| Ok(Self::map(&name, &resolved(link))?.map(Arc::new)))? {
                     Some(seen) => seen,
                     None => continue,
                 },
             };
+            let node = node(&seen.what);
+            if seen.what.node != node {
+                Arc::make_mut(&mut seen.what).node = node;
+            }
             memory.maps.insert(number, seen);
         }
         Ok(memory.snapshot())
@@ -125,20 +137,18 @@ impl Memory {
     }
 
     fn snapshot(&self) -> Snapshot {
-        let mut snapshot = Snapshot::default();
-        for OneSession { session, devices, nascent } in
-            self.sessions.values().map(|seen| &seen.what)
-        {
-            snapshot.sessions.push(session.clone());
-            snapshot.devices.extend_from_slice(devices);
-            snapshot.nascent.extend_from_slice(nascent);
+        let (mut sessions, mut devices, mut nascent) = (Vec::new(), Vec::new(), Vec::new());
+        for one in self.sessions.values().map(|seen| &seen.what) {
+            sessions.push(one.session.clone());
+            devices.extend_from_slice(&one.devices);
+            nascent.extend_from_slice(&one.nascent);
         }
-        snapshot.maps.extend(self.maps.values().map(|seen| seen.what.clone()));
-        snapshot.sessions.sort_by_key(|session| session.sid);
-        snapshot.devices.sort_by_key(|device| device.hctl);
-        snapshot.nascent.sort();
-        snapshot.maps.sort_by(|a, b| a.name.cmp(&b.name));
-        snapshot
+        let mut maps: Vec<_> = self.maps.values().map(|seen| seen.what.clone()).collect();
+        sessions.sort_by_key(|session| session.sid);
+        devices.sort_by_key(|device| device.hctl);
+        nascent.sort();
+        maps.sort_by(|a, b| a.name.cmp(&b.name));
+        Snapshot { sessions: sessions.into(), devices: devices.into(), nascent, maps: maps.into() }
     }
 }
 
@@ -184,12 +194,12 @@ mod tests {
         ] {
             let tree = fixtures::sysfs("two-paths");
             let (sysfs, mut memory) = (Sysfs::new(tree.path()), Memory::default());
-            let first = sysfs.walk(&mut memory, &Scope::default()).unwrap();
+            let first = sysfs.walk(&mut memory, &Scope::default(), |_| None).unwrap();
             assert_eq!(first, sysfs.snapshot().unwrap(), "without a memory all is read");
             change_quietly(tree.path());
-            let second = sysfs.walk(&mut memory, &scope).unwrap();
+            let second = sysfs.walk(&mut memory, &scope, |_| None).unwrap();
             assert_eq!(changes_seen(&second), (disks, the_map), "{scope:?}");
-            let third = sysfs.walk(&mut memory, &Scope::everything()).unwrap();
+            let third = sysfs.walk(&mut memory, &Scope::everything(), |_| None).unwrap();
             assert_eq!(third, sysfs.snapshot().unwrap());
         }
     }
@@ -198,29 +208,29 @@ mod tests {
     fn what_came_or_went_is_seen_in_any_scope() {
         let tree = fixtures::sysfs("two-paths");
         let (sysfs, mut memory) = (Sysfs::new(tree.path()), Memory::default());
-        sysfs.walk(&mut memory, &Scope::default()).unwrap();
+        sysfs.walk(&mut memory, &Scope::default(), |_| None).unwrap();
         let class = tree.path().join("class/iscsi_session");
         let link = fs::read_link(class.join("session4")).unwrap();
         fs::remove_file(class.join("session4")).unwrap();
-        let seen = sysfs.walk(&mut memory, &Scope::default()).unwrap();
+        let seen = sysfs.walk(&mut memory, &Scope::default(), |_| None).unwrap();
         assert_eq!((seen.sessions.len(), seen.devices.len()), (1, 1));
         std::os::unix::fs::symlink(link, class.join("session4")).unwrap();
-        let seen = sysfs.walk(&mut memory, &Scope::default()).unwrap();
+        let seen = sysfs.walk(&mut memory, &Scope::default(), |_| None).unwrap();
         assert_eq!(seen, sysfs.snapshot().unwrap());
         fs::remove_file(tree.path().join("block/dm-0")).unwrap();
-        assert!(sysfs.walk(&mut memory, &Scope::default()).unwrap().maps.is_empty());
+        assert!(sysfs.walk(&mut memory, &Scope::default(), |_| None).unwrap().maps.is_empty());
     }
 
     #[test]
     fn what_was_seen_is_not_taken_for_what_is_there_for_long() {
         let tree = fixtures::sysfs("two-paths");
         let (sysfs, mut memory) = (Sysfs::new(tree.path()), Memory::default());
-        sysfs.walk(&mut memory, &Scope::default()).unwrap();
+        sysfs.walk(&mut memory, &Scope::default(), |_| None).unwrap();
         for seen in memory.sessions.values_mut() {
             seen.at = seen.at.checked_sub(GOOD).unwrap();
         }
         change_quietly(tree.path());
-        let seen = sysfs.walk(&mut memory, &Scope::default()).unwrap();
+        let seen = sysfs.walk(&mut memory, &Scope::default(), |_| None).unwrap();
         assert_eq!(seen, sysfs.snapshot().unwrap());
     }
 
@@ -228,14 +238,14 @@ mod tests {
     fn what_takes_long_to_read_is_read_again_the_less_often() {
         let tree = fixtures::sysfs("two-paths");
         let (sysfs, mut memory) = (Sysfs::new(tree.path()), Memory::default());
-        sysfs.walk(&mut memory, &Scope::default()).unwrap();
+        sysfs.walk(&mut memory, &Scope::default(), |_| None).unwrap();
         change_quietly(tree.path());
         for (age, is_seen) in [(39, false), (45, true)] {
             for seen in memory.sessions.values_mut() {
                 seen.took = Duration::from_secs(1);
                 seen.at = Instant::now().checked_sub(Duration::from_secs(age)).unwrap();
             }
-            let seen = sysfs.walk(&mut memory, &Scope::default()).unwrap();
+            let seen = sysfs.walk(&mut memory, &Scope::default(), |_| None).unwrap();
             assert_eq!(seen == sysfs.snapshot().unwrap(), is_seen, "{age} s");
         }
     }
