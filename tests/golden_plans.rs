@@ -623,7 +623,7 @@ golden! {
         }];
     });
     a_place_that_another_volume_had_is_refused: recorded().with(|g| {
-        Arc::make_mut(&mut g.observed.others).records = vec![g.other_record()];
+        Arc::make_mut(&mut g.observed.others).records = [g.other_record()].into();
     });
     a_mounted_volume_is_unmounted_first: to_detach();
     a_detach_with_a_foreign_mount_is_refused: to_detach().with(|g| g.mount("/srv/backup", 253));
@@ -643,12 +643,12 @@ golden! {
     a_shared_target_is_not_logged_out: without_disks().with(|g| {
         let mut other = g.other_record();
         for path in &mut other.paths { path.lun = attachd::model::Lun(2); }
-        Arc::make_mut(&mut g.observed.others).records = vec![other];
+        Arc::make_mut(&mut g.observed.others).records = [other].into();
     });
     a_target_that_another_detach_released_is_logged_out: without_disks().with(|g| {
         let mut other = g.other_record();
         other.released = true;
-        Arc::make_mut(&mut g.observed.others).records = vec![other];
+        Arc::make_mut(&mut g.observed.others).records = [other].into();
     });
     an_unreadable_record_keeps_the_sessions: without_disks().with(|g| Arc::make_mut(&mut g.observed.others).unreadable = true);
     a_session_that_somebody_else_made_is_not_logged_out: without_disks().with(|g| {
@@ -770,7 +770,7 @@ golden! {
         g.host.maps.clear();
         g.map(OWN, &["sda", "sdb", "sdc"]);
     });
-    force_refuses_disks_at_another_volumes_address: cut().with(|g| Arc::make_mut(&mut g.observed.others).records = vec![g.other_record()]);
+    force_refuses_disks_at_another_volumes_address: cut().with(|g| Arc::make_mut(&mut g.observed.others).records = [g.other_record()].into());
     a_volume_that_was_cut_off_is_not_attached_before_its_detach_is_finished: attached().with(|g| g.record().cut = true);
     nothing_recorded_is_nothing_to_detach: to_detach().with(|g| g.record = None);
 }

@@ -3,6 +3,7 @@ use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    files::{age, blocking, read, read_all, remove, temporary, write},
+    files::{Known, age, blocking, read, read_all, read_all_anew, remove, temporary, write},
     lock::{Guard, Locks},
 };
 use crate::model::{
@@ -231,6 +232,9 @@ impl LedgerError {
     }
 }
 
+/// Each record, or why it can't be read. Who has read one that is as it was has the same.
+pub type Records = Vec<Result<Arc<Record>, LedgerError>>;
+
 /// One small file per attachment, and one per target that attachd logged in to, each written to a
 /// temporary file, synced, and renamed into place.
 #[derive(Debug, Clone)]
@@ -238,6 +242,8 @@ pub struct Ledger {
     root: PathBuf,
     boot: String,
     locks: Locks,
+    /// The records as they were read last.
+    known: Arc<Mutex<Known<Record>>>,
 }
 
 /// What attachd has at a target that it logged in to: a node record, a file, and maybe a session.
@@ -300,14 +306,19 @@ impl Ledger {
         for directory in ["volumes", "targets", "locks", "journal"] {
             private_directory(&root.join(directory), Others::Nothing)?;
         }
-        Ok(Self { root: root.to_owned(), boot: boot.to_owned(), locks: Locks::default() })
+        Ok(Self::at(root, boot))
     }
 
     /// The ledger in a directory, for a look that must change nothing; none where none was ever made.
     pub fn look(root: &Path) -> Option<Self> {
         let boot = fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned();
         let there = root.join("volumes").is_dir();
-        there.then(|| Self { root: root.to_owned(), boot, locks: Locks::default() })
+        there.then(|| Self::at(root, &boot))
+    }
+
+    fn at(root: &Path, boot: &str) -> Self {
+        let (locks, known) = (Locks::default(), Arc::default());
+        Self { root: root.to_owned(), boot: boot.to_owned(), locks, known }
     }
 
     /// Where it is.
@@ -353,9 +364,13 @@ impl Ledger {
     ///
     /// # Errors
     /// The directory can't be read.
-    pub async fn records(&self) -> Result<Vec<Result<Record, LedgerError>>, LedgerError> {
-        let directory = self.root.join("volumes");
-        blocking(move || read_all(&directory)).await
+    pub async fn records(&self) -> Result<Records, LedgerError> {
+        let (directory, known) = (self.root.join("volumes"), Arc::clone(&self.known));
+        blocking(move || {
+            let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+            read_all_anew(&directory, &mut known)
+        })
+        .await
     }
 
     /// Remembers, before a login, that it is attachd's own, and after it which session that is.

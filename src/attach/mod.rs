@@ -39,7 +39,8 @@ pub use error::AttachError;
 pub(crate) use error::chain;
 pub use inventory::{Chain, Foreign, Handle, Inventory, OtherSession, PathChain, Resolved};
 pub use ledger::{
-    FormatProgress, Ledger, LedgerError, Origin, OwnedTargets, Ownership, Record, Reservation,
+    FormatProgress, Ledger, LedgerError, Origin, OwnedTargets, Ownership, Record, Records,
+    Reservation,
 };
 pub use lock::Guard;
 pub use outcome::{Outcome, Resized};

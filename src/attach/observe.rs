@@ -237,17 +237,17 @@ impl<H: Host, C: BlockStorage> Engine<H, C> {
 
     /// The other volumes' records.
     pub(super) async fn others(&self, volume: VolumeId) -> Result<Arc<Others>, AttachError> {
-        let mut others = Others::default();
+        let (mut records, mut unreadable) = (Vec::new(), false);
         for record in self.ledger.records().await? {
             match record {
                 Ok(record) if record.spec.volume == volume => {}
-                Ok(record) => others.records.push(record),
+                Ok(record) => records.push(record),
                 Err(error) => {
                     tracing::warn!("{error}");
-                    others.unreadable = true;
+                    unreadable = true;
                 }
             }
         }
-        Ok(Arc::new(others))
+        Ok(Arc::new(Others { records: records.into(), unreadable }))
     }
 }

@@ -8,8 +8,8 @@ use crate::{
     cinder::{AttachmentStatus, AttachmentSummary, Volume},
     host::{MountTarget, NodeFacts},
     model::{
-        AttachSpec, ConnectionInfo, Contents, DeviceId, DeviceName, Hctl, HostState, Target,
-        VolumeId,
+        AttachSpec, ConnectionInfo, Contents, DeviceId, DeviceName, Hctl, HostState, SharedVec,
+        Target, VolumeId,
     },
 };
 
@@ -52,7 +52,7 @@ pub enum AttachmentView {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Others {
     /// Their records.
-    pub records: Vec<Record>,
+    pub records: SharedVec<Record>,
     /// Some record can't be read: it may name any target.
     pub unreadable: bool,
 }

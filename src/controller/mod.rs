@@ -261,7 +261,7 @@ impl<H: Host + 'static, C: BlockStorage + 'static> Controller<H, C> {
         match self.engine.ledger().records().await {
             Ok(records) => {
                 for record in records {
-                    match record.map(|record| record.origin) {
+                    match record.map(|record| record.origin.clone()) {
                         Ok(Origin::Cluster(name)) => drop(names.insert(name)),
                         Ok(Origin::CommandLine | Origin::RequestsDir(_)) => {}
                         Err(error) => tracing::error!("{}", api::chain(&error)),

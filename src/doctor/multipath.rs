@@ -90,7 +90,7 @@ async fn of_maps(node: &Node) -> Vec<ScsiDevice> {
         return Vec::new();
     };
     let mapped = records.into_iter().flatten().filter(|record| record.multipath);
-    let paths: Vec<_> = mapped.flat_map(|record| record.paths).collect();
+    let paths: Vec<_> = mapped.flat_map(|record| record.paths.clone()).collect();
     paths.iter().filter_map(|path| host.disk_at(path)).cloned().collect()
 }
 

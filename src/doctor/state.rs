@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     attach::{
-        Inventory, Ledger, LedgerError, Record,
+        Inventory, Ledger, LedgerError, Records,
         orphans::{Orphan, Orphans, Scene},
     },
     cinder::Client,
@@ -141,8 +141,6 @@ fn judge_space(bytes: u64, files: Option<u64>) -> Finding {
         (false, false) => Finding::ok(left),
     }
 }
-
-type Records = Vec<Result<Record, LedgerError>>;
 
 async fn records(node: &Node) -> Result<Option<(Ledger, Records)>, LedgerError> {
     let Some(ledger) = Ledger::look(node.state_dir()) else { return Ok(None) };

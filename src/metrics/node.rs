@@ -1,4 +1,7 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -8,7 +11,7 @@ use prometheus_client::{
 
 use super::StateLabel;
 use crate::{
-    attach::{Chain, Inventory, LedgerError, OwnedTargets, PathChain, Record},
+    attach::{Chain, Inventory, OwnedTargets, PathChain, Record, Records},
     model::{DeviceState, HostState, SessionState, VolumeId},
 };
 
@@ -43,12 +46,8 @@ fn count(counts: &mut Counts, state: &'static str) {
 
 impl NodeState {
     /// Counts what the ledger holds against what the kernel shows.
-    pub fn new(
-        records: Vec<Result<Record, LedgerError>>,
-        owned: &OwnedTargets,
-        host: &HostState,
-    ) -> Self {
-        let known: BTreeMap<VolumeId, Record> =
+    pub fn new(records: Records, owned: &OwnedTargets, host: &HostState) -> Self {
+        let known: BTreeMap<VolumeId, Arc<Record>> =
             records.iter().flatten().map(|record| (record.spec.volume, record.clone())).collect();
         let inventory = Inventory::join(records, owned, host);
         let mut state = Self {

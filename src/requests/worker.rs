@@ -210,7 +210,7 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
                 AttachError::from(Refusal::AttachedDifferently { volume, difference }).into()
             );
         }
-        subject.admit(records.first()).await.map_err(WorkError::Held)?;
+        subject.admit(records.first().map(Arc::as_ref)).await.map_err(WorkError::Held)?;
         subject.report(Standing::Begun).await.map_err(WorkError::Untold)?;
         let (attached, since) = {
             let _permit = self.permit(over).await?;
@@ -386,7 +386,7 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
     }
 
     /// The records that this request made.
-    pub(super) async fn records(&self, origin: &Origin) -> Result<Vec<Record>, AttachError> {
+    pub(super) async fn records(&self, origin: &Origin) -> Result<Vec<Arc<Record>>, AttachError> {
         let records = self.engine.ledger().records().await?;
         // Those that can't be read are logged by the source.
         Ok(records.into_iter().flatten().filter(|record| &record.origin == origin).collect())
@@ -410,7 +410,7 @@ impl<H: Host, C: BlockStorage, S: Subject> Worker<H, C, S> {
         }
         let records = self.records(&subject.origin()).await.unwrap_or_default();
         let standing = Standing::Unfinished {
-            record: records.first(),
+            record: records.first().map(Arc::as_ref),
             reason: error.reason(),
             message: &message,
         };

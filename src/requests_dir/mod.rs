@@ -245,17 +245,16 @@ impl<H: Host + 'static, C: BlockStorage + 'static> RequestsDir<H, C> {
         for record in self.engine.ledger().records().await? {
             match record {
                 Ok(record) => {
-                    if let Origin::RequestsDir(name) = record.origin
-                        && !present.contains(&name)
-                        && !self.workers.has(&name)
+                    if let Origin::RequestsDir(name) = &record.origin
+                        && !present.contains(name)
+                        && !self.workers.has(name)
                     {
                         let status = left.iter().find(|status| status.name() == name).cloned();
-                        let status = status.unwrap_or_else(|| {
-                            StatusFile::new(&self.config.directory, &name, &name)
-                        });
+                        let status = status
+                            .unwrap_or_else(|| StatusFile::new(&self.config.directory, name, name));
                         // What its file said last was not kept.
                         let wanted = Wanted::Detached { subject: status, force: false };
-                        self.workers.want(&name, wanted);
+                        self.workers.want(name, wanted);
                     }
                 }
                 Err(error) => tracing::error!("{error}: {}", source(&error)),

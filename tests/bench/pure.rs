@@ -126,7 +126,10 @@ impl Node {
             attachments: Vec::new(),
             mount_target: None,
             owned_targets: self.owned.clone(),
-            others: Arc::new(Others { records: self.records[1..].to_vec(), unreadable: false }),
+            others: Arc::new(Others {
+                records: self.records[1..].iter().cloned().collect(),
+                unreadable: false,
+            }),
             attempt: Attempt::default(),
         }
     }
@@ -183,7 +186,7 @@ fn ten_thousand_reconciliations(bencher: Bencher<'_, '_>) {
 #[divan::bench(args = VOLUMES)]
 fn the_inventory_of_a_node(bencher: Bencher<'_, '_>, volumes: u32) {
     let node = Node::with(volumes);
-    let records = || node.records.iter().cloned().map(Ok).collect();
+    let records = || node.records.iter().map(|record| Ok(Arc::new(record.clone()))).collect();
     bencher
         .with_inputs(records)
         .bench_local_values(|records| Inventory::join(records, &node.owned, black_box(&node.host)));

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use serde::Serialize;
 
-use super::{LedgerError, Origin, OwnedTargets, Record};
+use super::{Origin, OwnedTargets, Record, Records};
 use crate::{
     host::Users,
     model::{
@@ -98,11 +98,7 @@ pub struct OtherSession {
 
 impl Inventory {
     /// Joins records with what the kernel shows.
-    pub fn join(
-        records: Vec<Result<Record, LedgerError>>,
-        owned: &OwnedTargets,
-        host: &HostState,
-    ) -> Self {
+    pub fn join(records: Records, owned: &OwnedTargets, host: &HostState) -> Self {
         let (mut attachments, mut unreadable) = (Vec::new(), Vec::new());
         let mut named = BTreeSet::new();
         for record in records {

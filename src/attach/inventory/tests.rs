@@ -99,7 +99,7 @@ fn node() -> (Vec<Record>, HostState) {
 
 fn narrowed(text: &str, resolved: &Resolved) -> Inventory {
     let (records, host) = node();
-    let records = records.into_iter().map(Ok).collect();
+    let records = records.into_iter().map(|record| Ok(record.into())).collect();
     let mut inventory = Inventory::join(records, &OwnedTargets::default(), &host);
     let Ok(handle) = text.parse::<Handle>();
     inventory.narrow(&handle, resolved, &host);
@@ -194,7 +194,7 @@ fn sound() -> (Record, HostState) {
 fn disagreements(change: impl FnOnce(&mut Record, &mut HostState)) -> (Vec<String>, usize) {
     let (mut record, mut host) = sound();
     change(&mut record, &mut host);
-    let inventory = Inventory::join(vec![Ok(record)], &OwnedTargets::default(), &host);
+    let inventory = Inventory::join(vec![Ok(record.into())], &OwnedTargets::default(), &host);
     let chain = inventory.attachments.into_iter().next().unwrap();
     let of_paths = chain.paths.iter().map(|path| path.disagreements.len()).sum();
     (chain.disagreements, of_paths)

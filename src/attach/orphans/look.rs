@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::{InCinder, Scene, Standing, Stranger};
 use crate::{
-    attach::{Ledger, LedgerError, Record, error::chain},
+    attach::{Ledger, LedgerError, Record, Records, error::chain},
     cinder::{AttachmentStatus, BlockStorage, Client, ListQuery},
     host::{Host as _, HostError, LinuxHost, exec::Executor},
     model::{AttachmentId, VolumeId},
@@ -91,11 +91,11 @@ impl Scene {
     }
 }
 
-fn sorted(all: Vec<Result<Record, LedgerError>>) -> (Vec<Record>, Vec<String>) {
+fn sorted(all: Records) -> (Vec<Record>, Vec<String>) {
     let (mut records, mut unreadable) = (Vec::new(), Vec::new());
     for record in all {
         match record {
-            Ok(record) => records.push(record),
+            Ok(record) => records.push(Arc::unwrap_or_clone(record)),
             Err(error) => unreadable.push(error.to_string()),
         }
     }

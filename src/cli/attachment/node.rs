@@ -1,7 +1,7 @@
 //! What of an attachment is connected on this node: by the ledger, and by Cinder's connection info where
 //! another program attached it.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::super::{context, exit::Failure};
 use crate::{
@@ -29,7 +29,7 @@ pub(super) async fn why_not_delete(
     }
     let mut paths = BTreeSet::new();
     match recorded(options, id).await {
-        Ok(records) => paths.extend(records.into_iter().flat_map(|record| record.paths)),
+        Ok(records) => paths.extend(records.iter().flat_map(|record| record.paths.clone())),
         // Cinder's word is still there.
         Err(error) => tracing::warn!("{error}"),
     }
@@ -43,13 +43,13 @@ pub(super) async fn why_not_delete(
     Ok(connected(&paths, &host))
 }
 
-async fn recorded(options: &Options, id: AttachmentId) -> Result<Vec<Record>, LedgerError> {
+async fn recorded(options: &Options, id: AttachmentId) -> Result<Vec<Arc<Record>>, LedgerError> {
     // Opening would make it.
     if !options.state_dir.is_dir() {
         return Ok(Vec::new());
     }
     let records = Ledger::open(&options.state_dir)?.records().await?;
-    let records: Result<Vec<Record>, LedgerError> = records.into_iter().collect();
+    let records: Result<Vec<_>, LedgerError> = records.into_iter().collect();
     Ok(records?.into_iter().filter(|record| record.attachment() == Some(id)).collect())
 }
 
