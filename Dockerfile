@@ -35,7 +35,8 @@ LABEL org.opencontainers.image.title="attachd" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# glibc gives each thread memory of its own and keeps it: after 32 attaches at once that was twice as much.
-ENV MALLOC_ARENA_MAX=1
+# glibc gives each thread memory of its own (arenas), and each keeps what it gave back (tcache): with one arena half
+# as much is held after 32 attaches, and without the caches a third less of that.
+ENV GLIBC_TUNABLES=glibc.malloc.arena_max=1:glibc.malloc.tcache_count=0
 # As root, which is the default: the agent drives the node's kernel.
 ENTRYPOINT ["attachd"]

@@ -24,6 +24,12 @@ _LEFT_OUT = "/usr/share/doc/* /usr/share/info/* /usr/share/locale/* /usr/share/m
 _PACKAGES = ["ca-certificates"]
 
 
+def environment() -> dict[str, str]:
+    """Return the environment that the image gives to what runs in it."""
+    last_stage = DOCKERFILE.read_text().rpartition("\nFROM ")[2]
+    return dict(re.findall(r"^ENV (\w+)=(.+)$", last_stage, re.MULTILINE))
+
+
 def suite() -> str:
     """Return the Debian suite that the image is made from."""
     found = re.search(r"^ARG DEBIAN_SUITE=(\w+)$", DOCKERFILE.read_text(), re.MULTILINE)

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Optional
 
-from lablib import guest, pod_root
+from lablib import guest, image_root, pod_root
 from lablib.commands import wait_until
 from lablib.daemon import DIRECTORY, Daemon
 from lablib.errors import LabError
@@ -88,7 +88,7 @@ class Pod:
         directory = self.node.lab.share / "pods"
         directory.mkdir(mode=0o700, exist_ok=True)
         order = {
-            "name": self.name, "command": list(self.spec.command), "env": {"PATH": _PATH, **self.spec.env},
+            "name": self.name, "command": list(self.spec.command), "env": {"PATH": _PATH, **image_root.environment(), **self.spec.env},
             "mounts": [dataclasses.asdict(mount) for mount in self.spec.mounts], "privileged": self.spec.privileged,
             "host_network": self.spec.host_network, "host_pid": self.spec.host_pid, "read_only_root": self.spec.read_only_root,
             # The image's attachd is the one that is tested.

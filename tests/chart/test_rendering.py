@@ -108,6 +108,7 @@ def test_the_image_starts_attachd_where_the_chart_and_the_lab_expect_it(_: Chart
     expect('\nENTRYPOINT ["attachd"]\n' in stage and f" /{image_root.BINARY}\n" in stage, f"the last stage is {stage}")
     expect("BASE_IMAGE=debian:${DEBIAN_SUITE}-slim\n" in (PROJECT_DIR / "Dockerfile").read_text(), "the lab's image is Debian's")
     expect(image_root.suite(), "the Dockerfile names no suite")
+    expect("GLIBC_TUNABLES" in image_root.environment(), "the Dockerfile leaves glibc as it is")
 
 
 def test_hadolint_finds_no_fault_in_the_dockerfile(_: Chart) -> None:

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Optional
 
-from lablib import guest, python_squashfs
+from lablib import guest, image_root, python_squashfs
 from lablib.errors import LabError
 from lablib.node import BINARY, Attachd
 from lablib.packages import virtual_environment
@@ -46,8 +46,7 @@ class Contender:
         place = {"endpoint": endpoint or node.endpoint, "project": node.project, "initiator": node.iqn,
                  "address": f"10.0.2.{node.record.address}", "node": node.name, "binary": BINARY, "requests": "/run/bench-requests",
                  "bare_tools": "/run/bench/bare_tools.sh",
-                 # The first as in attachd's image.
-                 "environment": {"MALLOC_ARENA_MAX": "1", "OS_AUTH_TYPE": "none", "OS_ENDPOINT": endpoint or node.endpoint, "OS_PROJECT_ID": node.project}}
+                 "environment": {**image_root.environment(), "OS_AUTH_TYPE": "none", "OS_ENDPOINT": endpoint or node.endpoint, "OS_PROJECT_ID": node.project}}
         argv = ["env", f"PYTHONPATH={_OS_BRICK_AT}/site-packages", "PYTHONDONTWRITEBYTECODE=1", "python3", "/run/bench/racer.py", name, json.dumps(place)]
         self._process = subprocess.Popen(guest.command(node.lab, node.record, argv, timeout=24 * 3600), text=True, stdin=subprocess.PIPE,
                                          stdout=subprocess.PIPE)
